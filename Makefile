@@ -1,0 +1,58 @@
+# The same targets for people and CI. `make help` lists them.
+
+TOOLS    := $(or $(PIER_TOOLS),$(HOME)/.cache/pier/tools)
+VERSION  ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
+FUZZTIME ?= 30s
+
+.PHONY: help build run check format vet lint unit test race e2e bench fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z].*:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/pier, static and stripped
+	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/pier ./cmd/pier
+
+run: build ## build and start a node with nothing but defaults
+	bin/pier serve
+
+check: format vet lint unit ## format, vet, lint and unit tests
+
+format:
+	@bad=$$(gofmt -l .); [ -z "$$bad" ] || { echo "gofmt these:" $$bad >&2; exit 1; }
+
+vet:
+	go vet ./...
+	go vet -tags e2e ./...
+
+lint:
+	e2e/tools.sh lint
+	$(TOOLS)/bin/golangci-lint run
+
+unit:
+	go test ./...
+
+test: check race e2e ## everything: check, the race detector, and tests with real registries and runtimes
+
+race:
+	@if command -v "$$(go env CC)" >/dev/null; then \
+		echo go test -race ./internal/...; go test -race ./internal/...; \
+	else \
+		echo "NOT RUN: the race detector needs a C compiler; install gcc and run make race" >&2; \
+	fi
+
+e2e:
+	e2e/tools.sh e2e
+	go test -tags e2e -count=1 -timeout 15m ./e2e/... ./internal/...
+
+bench: ## measure against a bare server, nginx and other caches, and print one table
+	e2e/tools.sh bench
+	go run ./bench
+
+fuzz: ## run every fuzz target for FUZZTIME (default 30s)
+	@grep -rHoE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | while IFS=: read -r file target; do \
+		echo "$$file: $${target#func }"; \
+		go test -run '^$$' -fuzz "^$${target#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$${file%/*}" || exit 1; \
+	done
+
+clean: ## remove what was built here (tools stay in their cache)
+	rm -rf bin

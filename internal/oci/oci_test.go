@@ -1,0 +1,108 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+)
+
+const (
+	sum256 = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+	sum512 = "sha512:cf83e1357eefb8bdf1542850d66d8007d620e4050b5715dc83f4a921d36ce9ce47d0d13c5d85f2b0ff8318d2877eec2f63b931bd47417a81a538327af927da3e"
+)
+
+func TestParseDigest(t *testing.T) {
+	for s, ok := range map[string]bool{
+		sum256: true, sum512: true, "": false, "sha256:": false, "sha256:abc": false, sum256 + "0": false, strings.ToUpper(sum256): false,
+		"sha256:" + strings.Repeat("g", 64): false, "sha384:" + strings.Repeat("0", 96): false, "md5:" + strings.Repeat("0", 32): false,
+		"sha256:../../../../etc/passwd": false, "\n" + sum256: false,
+	} {
+		if d, err := ParseDigest(s); (err == nil) != ok || (ok && d.String() != s) || (!ok && !errors.Is(err, ErrDigestInvalid)) {
+			t.Errorf("ParseDigest(%q) = %q, %v, want ok %v", s, d, err, ok)
+		}
+	}
+}
+
+func TestParseReference(t *testing.T) {
+	for s, want := range map[string]string{
+		"alpine":                           "docker.io/library/alpine:latest",
+		"alpine:3.20":                      "docker.io/library/alpine:3.20",
+		"team/app":                         "docker.io/team/app:latest",
+		"index.docker.io/alpine":           "docker.io/library/alpine:latest",
+		"registry.test/a/b/c/d/e:V1.0":     "registry.test/a/b/c/d/e:V1.0",
+		"registry.test:5000/app@" + sum256: "registry.test:5000/app@" + sum256,
+		"registry.test/app:v1@" + sum512:   "registry.test/app:v1@" + sum512,
+		"localhost/app":                    "localhost/app:latest",
+		"[2001:db8::1]:5000/app:v1":        "[2001:db8::1]:5000/app:v1",
+		"REGISTRY.test/app":                "registry.test/app:latest",
+		"":                                 "",
+		"UPPER/case":                       "",
+		"registry.test/app:":               "",
+		"registry.test/app:-x":             "",
+		"registry.test/app@sha256:abc":     "",
+		"registry.test//app":               "",
+		"registry.test/../app":             "",
+		"registry.test/app:" + strings.Repeat("x", 129): "",
+		"registry.test/" + strings.Repeat("x", 256):     "",
+		"reg istry.test/app":                            "",
+	} {
+		ref, err := ParseReference(s, DockerHub)
+		if want == "" {
+			if err == nil {
+				t.Errorf("ParseReference(%q) = %s, want an error", s, ref)
+			}
+			continue
+		}
+		if err != nil || ref.String() != want {
+			t.Errorf("ParseReference(%q) = %s, %v, want %s", s, ref, err, want)
+		}
+	}
+}
+
+func FuzzParseReference(f *testing.F) {
+	f.Add("registry.test:5000/a/b:v1@" + sum256)
+	f.Add("[::1]:5000/app")
+	f.Fuzz(func(t *testing.T, s string) {
+		ref, err := ParseReference(s, DockerHub)
+		if err != nil {
+			return
+		}
+		again, err := ParseReference(ref.String(), "other.test")
+		if err != nil || again != ref {
+			t.Errorf("%q is %+v, which reads back as %+v, %v", s, ref, again, err)
+		}
+	})
+}
+
+func TestParseManifest(t *testing.T) {
+	const d = `{"digest":"` + sum256 + `","mediaType":"application/vnd.oci.image.config.v1+json","size":1}`
+	for _, c := range []struct{ in, mediaType string }{
+		{`{"schemaVersion":2,"config":` + d + `,"layers":[]}`, "application/vnd.oci.image.manifest.v1+json"},
+		{`{"schemaVersion":2,"manifests":[]}`, "application/vnd.oci.image.index.v1+json"},
+		{`{"mediaType":"` + MediaTypeDockerList + `","manifests":[]}`, MediaTypeDockerList},
+		{`{"schemaVersion":1,"fsLayers":[]}`, mediaTypeSchema1},
+		{`{"architecture":"amd64","config":{"Cmd":["/x"]},"rootfs":{}}`, ""}, // an image's configuration is none
+		{`{}`, ""}, {`[]`, ""}, {``, ""}, {"\x1f\x8b", ""}, {`{"manifests":3}`, ""},
+	} {
+		info, err := ParseManifest([]byte(c.in))
+		if info.MediaType != c.mediaType || (err == nil) != (c.mediaType != "") {
+			t.Errorf("ParseManifest(%s) = %q, %v, want %q", c.in, info.MediaType, err, c.mediaType)
+		}
+	}
+}
+
+func FuzzParseManifest(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"` + sum256 + `"}],"subject":{}}`))
+	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = ParseManifest(b) })
+}
+
+func TestAuthorization(t *testing.T) {
+	if got := Authorization(t.Context()); got != "" {
+		t.Errorf("without: got %q", got)
+	}
+	ctx := WithAuthorization(context.Background(), "Bearer x")
+	if got := Authorization(ctx); got != "Bearer x" {
+		t.Errorf("got %q", got)
+	}
+}
