@@ -1,0 +1,376 @@
+// Package cache is a Store on disk: an OCI image layout that other tools can read, with the tags of every registry and
+// repository in its index.
+//
+// Beside the layout's own files it keeps a directory "pier": a lock against a second process, the files of transfers on
+// their way, and markers of who refers to whom. A file under blobs is whole and was proven before it got there: it is
+// written elsewhere, synced, and renamed. How lately content was used is the modification time of its file.
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"pier/internal/chain"
+	"pier/internal/oci"
+)
+
+// Config configures a [Cache]. Dir and Log are needed.
+type Config struct {
+	Dir      string // made if it is not there
+	MaxBytes int64  // bytes of content kept before the least recently used images go; 0: no limit
+	Log      *slog.Logger
+	Metrics  *metrics.Set // nil: a set of its own
+}
+
+// A Cache is an [oci.Store] and an [oci.Spool] on disk.
+type Cache struct {
+	c    Config
+	lock *os.File
+
+	hits, misses, evicted *metrics.Counter
+
+	bytes atomic.Int64 // of content
+	blobs atomic.Int64
+
+	settle sync.RWMutex // held for writing while images are evicted, for reading while content is kept
+
+	mu         sync.Mutex // guards all below
+	index      map[string]entry
+	pending    map[string]oci.Digest   // names of manifests that are not here yet
+	children   map[oci.Digest]struct{} // manifests named by an index that was kept
+	mediaTypes map[oci.Digest]string   // of manifests
+	dirty      bool                    // index differs from the file
+
+	write chan struct{} // asks the keeper to write the index
+	full  chan struct{} // asks the keeper to evict
+	stop  chan struct{}
+	done  chan struct{}
+}
+
+var (
+	_ oci.Store  = (*Cache)(nil)
+	_ oci.Spool  = (*Cache)(nil)
+	_ oci.Lister = (*Cache)(nil)
+	_ oci.Tagger = (*Cache)(nil)
+	_ oci.Blamer = (*Cache)(nil)
+)
+
+// ErrLocked says that another process uses the directory.
+var ErrLocked = errors.New("in use by another process")
+
+// maxRemembered bounds each of the maps that only save work: about 0.5 MB.
+const maxRemembered = 4096
+
+// Open makes or opens the cache in c.Dir. It returns an error wrapping [ErrLocked] if another process has it open.
+func Open(c Config) (*Cache, error) {
+	if c.Metrics == nil {
+		c.Metrics = metrics.NewSet()
+	}
+	k := &Cache{
+		c: c, pending: make(map[string]oci.Digest), children: make(map[oci.Digest]struct{}), mediaTypes: make(map[oci.Digest]string),
+		write: make(chan struct{}, 1), full: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+		hits:    c.Metrics.NewCounter("pier_cache_hits_total"),
+		misses:  c.Metrics.NewCounter("pier_cache_misses_total"),
+		evicted: c.Metrics.NewCounter("pier_cache_evicted_bytes_total"),
+	}
+	for _, dir := range []string{k.path("blobs", "sha256"), k.path("blobs", "sha512"), k.path("pier", "partial"), k.path("pier", "referrers")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("cache directory: %w", err)
+		}
+	}
+	if err := k.acquire(); err != nil {
+		return nil, err
+	}
+	if err := k.load(); err != nil {
+		k.lock.Close()
+		return nil, fmt.Errorf("cache %s: %w", c.Dir, err)
+	}
+	c.Metrics.NewGauge("pier_cache_bytes", func() float64 { return float64(k.bytes.Load()) })
+	c.Metrics.NewGauge("pier_cache_blobs", func() float64 { return float64(k.blobs.Load()) })
+	c.Metrics.NewGauge("pier_cache_max_bytes", func() float64 { return float64(c.MaxBytes) })
+	go k.keep()
+	k.checkFull()
+	return k, nil
+}
+
+func (k *Cache) path(elem ...string) string {
+	return filepath.Join(append([]string{k.c.Dir}, elem...)...)
+}
+
+func (k *Cache) blobPath(d oci.Digest) string {
+	return k.path("blobs", d.Algorithm().String(), d.Encoded())
+}
+
+// acquire takes the lock that lasts as long as the process.
+func (k *Cache) acquire() error {
+	f, err := os.OpenFile(k.path("pier", "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return fmt.Errorf("cache lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("cache directory %s: %w; give each node a directory of its own", k.c.Dir, ErrLocked)
+		}
+		return fmt.Errorf("cache lock: %w", err)
+	}
+	k.lock = f
+	return nil
+}
+
+// load reads the index, and counts what is there.
+func (k *Cache) load() error {
+	layout := k.path(v1.ImageLayoutFile)
+	if _, err := os.Stat(layout); errors.Is(err, fs.ErrNotExist) {
+		if err := writeFile(layout, func(w io.Writer) error {
+			_, err := io.WriteString(w, `{"imageLayoutVersion":"`+v1.ImageLayoutVersion+`"}`)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if err := k.loadIndex(); err != nil {
+		return err
+	}
+	if err := k.dropOldPartials(); err != nil {
+		return err
+	}
+	return k.each(func(_ oci.Digest, info fs.FileInfo) {
+		k.bytes.Add(info.Size())
+		k.blobs.Add(1)
+	})
+}
+
+// each calls do for every blob.
+func (k *Cache) each(do func(oci.Digest, fs.FileInfo)) error {
+	for _, alg := range []string{"sha256", "sha512"} {
+		dir, err := os.Open(k.path("blobs", alg))
+		if err != nil {
+			return err
+		}
+		for {
+			entries, err := dir.ReadDir(1024)
+			for _, e := range entries {
+				d, derr := oci.ParseDigest(alg + ":" + e.Name())
+				info, ierr := e.Info()
+				if derr != nil || ierr != nil || !info.Mode().IsRegular() {
+					continue // not ours, or gone meanwhile
+				}
+				do(d, info)
+			}
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				dir.Close()
+				return err
+			}
+		}
+		dir.Close()
+	}
+	return nil
+}
+
+// Close writes what is not written yet and gives the directory free.
+func (k *Cache) Close() error {
+	close(k.stop)
+	<-k.done
+	return errors.Join(k.writeIndex(), k.lock.Close())
+}
+
+// keep is the goroutine that writes the index and evicts, one request for many.
+func (k *Cache) keep() {
+	defer close(k.done)
+	for {
+		select {
+		case <-k.stop:
+			return
+		case <-k.write:
+			if err := k.writeIndex(); err != nil {
+				k.c.Log.Error("cache index not written; after a restart new tags are unknown offline", "err", err)
+			}
+		case <-k.full:
+			if err := k.evict(); err != nil {
+				k.c.Log.Error("cache eviction stopped", "err", err)
+			}
+		}
+	}
+}
+
+func (k *Cache) checkFull() {
+	if k.c.MaxBytes > 0 && k.bytes.Load() > k.c.MaxBytes {
+		select {
+		case k.full <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Resolve implements [oci.Source].
+func (k *Cache) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, error) {
+	if ref.Digest == "" {
+		e, ok := k.named(ref)
+		if !ok {
+			return oci.Descriptor{}, fmt.Errorf("cache: %s: %w", ref, oci.ErrNotFound)
+		}
+		ref.Digest = e.Digest
+	}
+	f, desc, err := k.open(ref)
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	return desc, f.Close()
+}
+
+// Open implements [oci.Source].
+func (k *Cache) Open(_ context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+	f, desc, err := k.open(ref)
+	if err != nil {
+		if errors.Is(err, oci.ErrNotFound) {
+			k.misses.Inc()
+		}
+		return nil, desc, err
+	}
+	k.hits.Inc()
+	rc, err := chain.File(f, desc.Size, offset, length)
+	return rc, desc, err
+}
+
+// touchAfter is how old a modification time may be before use renews it: fine enough to tell images apart, coarse
+// enough to cost nothing.
+const touchAfter = time.Minute
+
+// peek opens the file of a digest, which is no use of it.
+func (k *Cache) peek(dgst oci.Digest) (f *os.File, desc oci.Descriptor, used time.Time, err error) {
+	f, err = os.Open(k.blobPath(dgst))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, desc, used, fmt.Errorf("cache: %s: %w", dgst, oci.ErrNotFound)
+	}
+	if err != nil {
+		return nil, desc, used, fmt.Errorf("cache: %w", err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, desc, used, fmt.Errorf("cache: %w", err)
+	}
+	desc = oci.Descriptor{MediaType: "application/octet-stream", Digest: dgst, Size: info.Size(), Source: "cache"}
+	return f, desc, info.ModTime(), nil
+}
+
+// open opens the file of ref.Digest, describes it and notes that it was used.
+func (k *Cache) open(ref oci.Reference) (*os.File, oci.Descriptor, error) {
+	f, desc, used, err := k.peek(ref.Digest)
+	if err != nil {
+		return nil, desc, err
+	}
+	if ref.Kind == oci.Manifest {
+		if desc.MediaType, err = k.mediaType(f, desc); err != nil {
+			f.Close()
+			return nil, oci.Descriptor{}, err
+		}
+	}
+	if now := time.Now(); now.Sub(used) > touchAfter {
+		_ = os.Chtimes(f.Name(), now, now) // a read-only directory still serves
+	}
+	return f, desc, nil
+}
+
+// mediaType tells what manifest f holds, and leaves f at its beginning.
+func (k *Cache) mediaType(f *os.File, desc oci.Descriptor) (string, error) {
+	k.mu.Lock()
+	mt, ok := k.mediaTypes[desc.Digest]
+	k.mu.Unlock()
+	if ok {
+		return mt, nil
+	}
+	info, err := readManifest(f, desc)
+	if err != nil {
+		return "", err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return "", fmt.Errorf("cache: %w", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	remember(k.mediaTypes, desc.Digest, info.MediaType)
+	return info.MediaType, nil
+}
+
+// readManifest parses f. Content that is no manifest is [oci.ErrNotFound]: nobody can have asked for it as one.
+func readManifest(f *os.File, desc oci.Descriptor) (oci.ManifestInfo, error) {
+	if desc.Size > oci.MaxManifest {
+		return oci.ManifestInfo{}, fmt.Errorf("cache: %s is no manifest: %w", desc.Digest, oci.ErrNotFound)
+	}
+	b := make([]byte, desc.Size)
+	if _, err := f.ReadAt(b, 0); err != nil && err != io.EOF {
+		return oci.ManifestInfo{}, fmt.Errorf("cache: %w", err)
+	}
+	info, err := oci.ParseManifest(b)
+	if err != nil {
+		return oci.ManifestInfo{}, fmt.Errorf("cache: %s: %w: %w", desc.Digest, err, oci.ErrNotFound)
+	}
+	return info, nil
+}
+
+// remember adds to one of the maps that only save work, and forgets anything else where it is full.
+func remember[K comparable, V any](m map[K]V, key K, value V) {
+	if len(m) >= maxRemembered {
+		for victim := range m {
+			delete(m, victim)
+			break
+		}
+	}
+	m[key] = value
+}
+
+// Delete implements [oci.Store]. Names of a deleted manifest go with it.
+func (k *Cache) Delete(_ context.Context, dgst oci.Digest) error {
+	k.settle.RLock()
+	defer k.settle.RUnlock()
+	return k.drop(dgst)
+}
+
+func (k *Cache) drop(dgst oci.Digest) error {
+	path := k.blobPath(dgst)
+	info, err := os.Stat(path)
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cache: %w", err)
+	}
+	k.bytes.Add(-info.Size())
+	k.blobs.Add(-1)
+	k.forget(dgst)
+	return nil
+}
+
+// Blame implements [oci.Blamer]: wrong content of ours is deleted, so that it is fetched again.
+func (k *Cache) Blame(ref oci.Reference, origin string) {
+	if origin != "cache" {
+		return
+	}
+	if err := k.Delete(context.Background(), ref.Digest); err != nil {
+		k.c.Log.Error("damaged content not deleted; delete the file by hand", "file", k.blobPath(ref.Digest), "err", err)
+	}
+}
+
+// Size returns how many bytes of content are kept, and in how many blobs.
+func (k *Cache) Size() (bytes, blobs int64) { return k.bytes.Load(), k.blobs.Load() }

@@ -1,0 +1,246 @@
+package cache
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"pier/internal/oci"
+)
+
+// entry is a manifest with a name in the index. The name is registry/repository:tag, or registry/repository@digest for
+// a manifest that was asked for by digest alone.
+type entry struct {
+	MediaType string
+	Digest    oci.Digest
+	Size      int64
+}
+
+func nameOf(ref oci.Reference) string {
+	if ref.Tag != "" {
+		return ref.Name() + ":" + ref.Tag
+	}
+	return ref.Name() + "@" + ref.Digest.String()
+}
+
+// loadIndex reads index.json. One that cannot be read costs the names, not the content: it is put aside.
+func (k *Cache) loadIndex() error {
+	k.index = make(map[string]entry)
+	path := k.path(v1.ImageIndexFile)
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		k.dirty = true
+		return k.writeIndex()
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var index v1.Index
+	if err := json.NewDecoder(bufio.NewReader(f)).Decode(&index); err != nil {
+		k.c.Log.Error("cache index is damaged and put aside; tags are unknown offline until they are asked for again",
+			"file", path+".damaged", "err", err)
+		k.dirty = true
+		return errors.Join(os.Rename(path, path+".damaged"), k.writeIndex())
+	}
+	for _, d := range index.Manifests {
+		name := d.Annotations[v1.AnnotationRefName]
+		if _, err := oci.ParseDigest(d.Digest.String()); err == nil && name != "" {
+			k.index[name] = entry{d.MediaType, d.Digest, d.Size}
+		}
+	}
+	return nil
+}
+
+// writeIndex writes index.json if it changed.
+func (k *Cache) writeIndex() error {
+	k.mu.Lock()
+	if !k.dirty {
+		k.mu.Unlock()
+		return nil
+	}
+	k.dirty = false
+	entries := maps.Clone(k.index)
+	k.mu.Unlock()
+	index := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: make([]v1.Descriptor, 0, len(entries))}
+	for _, name := range slices.Sorted(maps.Keys(entries)) {
+		e := entries[name]
+		index.Manifests = append(index.Manifests, v1.Descriptor{
+			MediaType: e.MediaType, Digest: e.Digest, Size: e.Size, Annotations: map[string]string{v1.AnnotationRefName: name},
+		})
+	}
+	err := writeFile(k.path(v1.ImageIndexFile), func(w io.Writer) error {
+		buf := bufio.NewWriter(w)
+		return errors.Join(json.NewEncoder(buf).Encode(index), buf.Flush())
+	})
+	if err != nil {
+		k.mu.Lock()
+		k.dirty = true
+		k.mu.Unlock()
+	}
+	return err
+}
+
+// changed notes, with mu held, that the index is to be written.
+func (k *Cache) changed() {
+	k.dirty = true
+	select {
+	case k.write <- struct{}{}:
+	default:
+	}
+}
+
+func (k *Cache) named(ref oci.Reference) (entry, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	e, ok := k.index[nameOf(ref)]
+	return e, ok
+}
+
+// Tag implements [oci.Tagger]. A tag of a manifest that is not here takes effect when the manifest comes.
+func (k *Cache) Tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor) error {
+	if e, ok := k.named(ref); ok && e.Digest == desc.Digest {
+		return nil
+	}
+	have, err := k.Resolve(ctx, ref.WithDigest(desc.Digest))
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case errors.Is(err, oci.ErrNotFound):
+		remember(k.pending, nameOf(ref), desc.Digest)
+		return nil
+	case err != nil:
+		return err
+	}
+	k.index[nameOf(ref)] = entry{have.MediaType, have.Digest, have.Size}
+	k.changed()
+	return nil
+}
+
+// arrived gives a manifest that was just kept its names, and notes what it says of others.
+func (k *Cache) arrived(ref oci.Reference, desc oci.Descriptor, info oci.ManifestInfo) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	remember(k.mediaTypes, desc.Digest, info.MediaType)
+	for _, child := range info.Manifests {
+		remember(k.children, child.Digest, struct{}{})
+	}
+	e := entry{info.MediaType, desc.Digest, desc.Size}
+	_, child := k.children[desc.Digest]
+	if ref.Registry != "" && (ref.Tag != "" || !child) {
+		k.index[nameOf(ref)] = e
+		k.changed()
+	}
+	for name, dgst := range k.pending {
+		if dgst == desc.Digest {
+			k.index[name] = e
+			delete(k.pending, name)
+			k.changed()
+		}
+	}
+	if info.Subject == nil {
+		return nil
+	}
+	if _, err := oci.ParseDigest(info.Subject.Digest.String()); err != nil {
+		return nil // refers to nothing that could be asked for
+	}
+	return k.markReferrer(info.Subject.Digest, desc.Digest)
+}
+
+// forget drops all names of a manifest.
+func (k *Cache) forget(dgst oci.Digest) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.mediaTypes, dgst)
+	for name, e := range k.index {
+		if e.Digest == dgst {
+			delete(k.index, name)
+			k.changed()
+		}
+	}
+}
+
+// Tags implements [oci.Lister].
+func (k *Cache) Tags(_ context.Context, registry, repository string) ([]string, error) {
+	prefix := registry + "/" + repository + ":"
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var tags []string
+	for name := range k.index {
+		if tag, ok := strings.CutPrefix(name, prefix); ok && !strings.Contains(tag, "/") { // a port is no tag
+			tags = append(tags, tag)
+		}
+	}
+	if tags == nil {
+		return nil, fmt.Errorf("cache: %s/%s: %w", registry, repository, oci.ErrNotFound)
+	}
+	slices.Sort(tags)
+	return tags, nil
+}
+
+// markReferrer notes by an empty file that dgst refers to subject.
+func (k *Cache) markReferrer(subject, dgst oci.Digest) error {
+	dir := k.referrersDir(subject)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(dir+"/"+dgst.Algorithm().String()+"-"+dgst.Encoded(), os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func (k *Cache) referrersDir(subject oci.Digest) string {
+	return k.path("pier", "referrers", subject.Algorithm().String()+"-"+subject.Encoded())
+}
+
+// Referrers implements [oci.Lister].
+func (k *Cache) Referrers(_ context.Context, ref oci.Reference) ([]v1.Descriptor, error) {
+	marks, err := os.ReadDir(k.referrersDir(ref.Digest))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("cache: referrers of %s: %w", ref.Digest, oci.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cache: %w", err)
+	}
+	list := []v1.Descriptor{}
+	for _, mark := range marks {
+		dgst, err := oci.ParseDigest(strings.Replace(mark.Name(), "-", ":", 1))
+		if err != nil {
+			continue
+		}
+		d, err := k.describeReferrer(dgst)
+		if errors.Is(err, oci.ErrNotFound) {
+			continue // evicted: its mark comes to life again with it
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, d)
+	}
+	return list, nil
+}
+
+func (k *Cache) describeReferrer(dgst oci.Digest) (v1.Descriptor, error) {
+	f, desc, err := k.open(oci.Reference{Kind: oci.Manifest, Digest: dgst})
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	defer f.Close()
+	info, err := readManifest(f, desc)
+	return v1.Descriptor{
+		MediaType: info.MediaType, Digest: dgst, Size: desc.Size, ArtifactType: info.ArtifactType, Annotations: info.Annotations,
+	}, err
+}

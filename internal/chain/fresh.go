@@ -1,0 +1,220 @@
+package chain
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/singleflight"
+
+	"pier/internal/oci"
+)
+
+// FreshConfig says who is asked for what. Content, Local and Log are needed.
+type FreshConfig struct {
+	Content   oci.Source // opens and resolves digests
+	Local     oci.Source // what this node has: the last known answer for a tag
+	Authority oci.Source // the registries themselves; nil never to ask them
+	Record    oci.Tagger // told what a tag names, whenever the authority said so; may be nil
+
+	TTL     time.Duration // how long the authority's answer is taken for granted; 0: it is asked each time
+	Timeout time.Duration // how long the authority may take while a last known answer waits; 0: 5 s
+
+	Log     *slog.Logger
+	Metrics *metrics.Set // nil: a set of its own
+}
+
+// Fresh returns a Source whose tags are never stale while their registry can be asked: a tag is what the authority says
+// it is. If the authority cannot be asked (unreachable, overloaded, rate limited), the last known answer is given and marked
+// [oci.Descriptor.Stale]. That it refuses, or does not know the tag, is an answer. Lists of tags and
+// referrers go the same way.
+func Fresh(c FreshConfig) oci.Source {
+	if c.Timeout == 0 {
+		c.Timeout = 5 * time.Second
+	}
+	if c.Metrics == nil {
+		c.Metrics = metrics.NewSet()
+	}
+	return &fresh{
+		c: c, known: make(map[tagKey]answer),
+		hits:  c.Metrics.NewCounter(`pier_tag_lookups_total{result="remembered"}`),
+		asked: c.Metrics.NewCounter(`pier_tag_lookups_total{result="asked"}`),
+		stale: c.Metrics.NewCounter(`pier_tag_lookups_total{result="stale"}`),
+	}
+}
+
+// maxAnswers bounds the answers remembered: about 1 MB. Over it, those that ended are dropped, then any.
+const maxAnswers = 4096
+
+// graceTimeout is the authority's time where nothing is known that could be given instead: long enough for a new TLS
+// connection, a token and an answer over a satellite.
+const graceTimeout = 30 * time.Second
+
+// tagKey keeps clients with different credentials apart: what one may see says nothing about another.
+type tagKey struct {
+	name string
+	auth [sha256.Size]byte // all zero without credentials
+}
+
+type answer struct {
+	desc oci.Descriptor
+	ends time.Time
+}
+
+type fresh struct {
+	c      FreshConfig
+	flight singleflight.Group
+
+	hits, asked, stale *metrics.Counter
+
+	mu    sync.Mutex // guards known
+	known map[tagKey]answer
+}
+
+func (f *fresh) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+	return f.c.Content.Open(ctx, ref, offset, length)
+}
+
+func (f *fresh) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
+	if ref.Digest != "" {
+		return f.c.Content.Resolve(ctx, ref)
+	}
+	if f.c.Authority == nil {
+		return f.c.Local.Resolve(ctx, ref)
+	}
+	key := tagKey{name: ref.String()}
+	if auth := oci.Authorization(ctx); auth != "" {
+		key.auth = sha256.Sum256([]byte(auth))
+	}
+	if desc, ok := f.remembered(key); ok {
+		f.hits.Inc()
+		return desc, nil
+	}
+	// The question is everybody's who asks it now: it does not end because one of them leaves.
+	ch := f.flight.DoChan(key.name+string(key.auth[:]), func() (any, error) {
+		return f.ask(context.WithoutCancel(ctx), ref, key)
+	})
+	select {
+	case res := <-ch:
+		desc, _ := res.Val.(oci.Descriptor)
+		return desc, res.Err
+	case <-ctx.Done():
+		return oci.Descriptor{}, ctx.Err()
+	}
+}
+
+// ask returns what the authority says of a tag, or else the last known answer.
+func (f *fresh) ask(ctx context.Context, ref oci.Reference, key tagKey) (oci.Descriptor, error) {
+	last, lastErr := f.c.Local.Resolve(ctx, ref)
+	timeout := f.c.Timeout
+	if lastErr != nil {
+		timeout = graceTimeout
+	}
+	actx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	f.asked.Inc()
+	desc, err := f.c.Authority.Resolve(actx, ref)
+	switch {
+	case err == nil:
+		f.remember(key, desc, f.c.TTL)
+		f.record(ctx, ref, desc)
+		return desc, nil
+	case lastErr != nil || !unasked(err):
+		return oci.Descriptor{}, err
+	}
+	f.c.Log.WarnContext(ctx, "registry cannot be asked, answering with the last known digest",
+		"ref", ref.String(), "digest", last.Digest, "source", last.Source, "err", err)
+	f.stale.Inc()
+	last.Stale = true
+	f.remember(key, last, min(f.c.TTL, f.c.Timeout)) // a registry in trouble is not asked by everybody all the time
+	return last, nil
+}
+
+// unasked reports whether err means that the authority could not be asked, rather than that it answered.
+func unasked(err error) bool {
+	for _, answer := range []error{
+		oci.ErrNotFound, oci.ErrUnauthorized, oci.ErrDenied, oci.ErrNotAllowed, oci.ErrNameInvalid, oci.ErrTagInvalid, oci.ErrUnsupported,
+	} {
+		if errors.Is(err, answer) {
+			return false
+		}
+	}
+	return true
+}
+
+func (f *fresh) remembered(key tagKey) (oci.Descriptor, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a, ok := f.known[key]
+	return a.desc, ok && time.Now().Before(a.ends)
+}
+
+func (f *fresh) remember(key tagKey, desc oci.Descriptor, ttl time.Duration) {
+	if ttl <= 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.known) >= maxAnswers {
+		now := time.Now()
+		for k, a := range f.known {
+			if now.After(a.ends) {
+				delete(f.known, k)
+			}
+		}
+		for k := range f.known {
+			if len(f.known) < maxAnswers {
+				break
+			}
+			delete(f.known, k)
+		}
+	}
+	f.known[key] = answer{desc, time.Now().Add(ttl)}
+}
+
+func (f *fresh) record(ctx context.Context, ref oci.Reference, desc oci.Descriptor) {
+	if f.c.Record == nil {
+		return
+	}
+	if err := f.c.Record.Tag(ctx, ref, desc); err != nil {
+		f.c.Log.ErrorContext(ctx, "tag not recorded; offline it will be unknown", "ref", ref.String(), "err", err)
+	}
+}
+
+// Tags implements [oci.Lister].
+func (f *fresh) Tags(ctx context.Context, registry, repository string) ([]string, error) {
+	return list(ctx, f, func(l oci.Lister, ctx context.Context) ([]string, error) { return l.Tags(ctx, registry, repository) })
+}
+
+// Referrers implements [oci.Lister].
+func (f *fresh) Referrers(ctx context.Context, ref oci.Reference) ([]v1.Descriptor, error) {
+	return list(ctx, f, func(l oci.Lister, ctx context.Context) ([]v1.Descriptor, error) { return l.Referrers(ctx, ref) })
+}
+
+// list asks the authority, and this node only if the authority cannot be asked.
+func list[T any](ctx context.Context, f *fresh, ask func(oci.Lister, context.Context) ([]T, error)) ([]T, error) {
+	var err error
+	if a, ok := f.c.Authority.(oci.Lister); ok {
+		actx, cancel := context.WithTimeout(ctx, graceTimeout)
+		defer cancel()
+		var all []T
+		if all, err = ask(a, actx); err == nil || !unasked(err) {
+			return all, err
+		}
+	}
+	l, ok := f.c.Local.(oci.Lister)
+	if !ok {
+		return nil, errors.Join(err, oci.ErrUnsupported)
+	}
+	all, lerr := ask(l, ctx)
+	if lerr != nil && err != nil {
+		return nil, err
+	}
+	return all, lerr
+}

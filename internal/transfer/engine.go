@@ -1,0 +1,238 @@
+// Package transfer brings content that this node lacks: one download per content and node, however many ask for it.
+//
+// Everybody who asks for content in flight reads the one file it is spooled into, from the first byte and as it grows. The
+// download resumes where it broke, also after the process died, and is proven against its digest before the last bytes
+// are given to anybody or anything is kept. Where content comes from is left to a Source, where it stays to an [oci.Spool].
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"pier/internal/chain"
+	"pier/internal/oci"
+)
+
+// A Store is a Spool that also serves what it kept.
+type Store interface {
+	oci.Spool
+	oci.Source
+}
+
+// Config configures an [Engine]. Source and Log are needed.
+type Config struct {
+	Source oci.Source // where missing content comes from
+	Store  Store      // keeps what arrives; nil: nothing is kept, and transfers end when nobody reads them any more
+	Dir    string     // for the unlinked files of transfers without a Store; the system's temporary directory if empty
+
+	Timeout time.Duration // a transfer without progress for so long fails; 0: 60 s
+
+	Log     *slog.Logger
+	Metrics *metrics.Set // nil: a set of its own
+}
+
+// An Engine is a Source of content that has to be fetched first.
+type Engine struct {
+	c     Config
+	spool oci.Spool
+
+	ctx  context.Context // ends all transfers
+	stop context.CancelFunc
+	wg   sync.WaitGroup // transfers running
+
+	started, joined, failed, mismatched, diskFaults, resumedBytes *metrics.Counter
+
+	mu        sync.Mutex // guards flights, and origins, readers and over of every flight
+	flights   map[oci.Digest]*flight
+	diskFault bool // the disk fault that holds was logged
+}
+
+// New returns an Engine. Close ends it.
+func New(c Config) *Engine {
+	if c.Timeout == 0 {
+		c.Timeout = time.Minute
+	}
+	if c.Metrics == nil {
+		c.Metrics = metrics.NewSet()
+	}
+	e := &Engine{
+		c: c, spool: c.Store, flights: make(map[oci.Digest]*flight),
+		started:      c.Metrics.NewCounter("pier_transfers_total"),
+		joined:       c.Metrics.NewCounter("pier_transfers_joined_total"),
+		failed:       c.Metrics.NewCounter("pier_transfers_failed_total"),
+		mismatched:   c.Metrics.NewCounter("pier_digest_mismatches_total"),
+		diskFaults:   c.Metrics.NewCounter("pier_disk_faults_total"),
+		resumedBytes: c.Metrics.NewCounter("pier_transfers_resumed_bytes_total"),
+	}
+	c.Metrics.NewGauge("pier_transfers_in_flight", func() float64 {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return float64(len(e.flights))
+	})
+	if c.Store == nil {
+		e.spool = temporary{c.Dir}
+	}
+	e.ctx, e.stop = context.WithCancel(context.Background())
+	return e
+}
+
+// Close ends all transfers, leaving what they have to the Store, and waits for them, at most until ctx ends.
+func (e *Engine) Close(ctx context.Context) error {
+	e.mu.Lock()
+	e.stop() // under the lock, so that no flight begins after it
+	e.mu.Unlock()
+	done := make(chan struct{})
+	go func() { e.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("transfers still running: %w", ctx.Err())
+	}
+}
+
+// Resolve implements [oci.Source].
+func (e *Engine) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
+	if ref.Digest != "" {
+		if desc, err := e.InFlight().Resolve(ctx, ref); err == nil {
+			return desc, nil
+		}
+	}
+	return e.c.Source.Resolve(ctx, ref)
+}
+
+// Open implements [oci.Source]. Content comes out proven, but for a part of content that nobody fetches whole: that goes
+// through as the Source gives it.
+func (e *Engine) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+	f, rc, desc, err := e.board(ctx, ref, offset, length)
+	if f == nil {
+		return rc, desc, err
+	}
+	return e.reader(ctx, f, ref, offset, length)
+}
+
+// board finds or starts the flight of ref and counts the caller among its readers, unless the content is there by now, or
+// is better read straight from the Source.
+func (e *Engine) board(ctx context.Context, ref oci.Reference, offset, length int64) (*flight, io.ReadCloser, oci.Descriptor, error) {
+	e.mu.Lock()
+	f := e.flights[ref.Digest]
+	switch {
+	case f != nil && f.kind == ref.Kind:
+		f.readers++
+		f.addOrigin(ctx, ref)
+		e.mu.Unlock()
+		e.joined.Inc()
+		return f, nil, oci.Descriptor{}, nil
+	case f == nil && e.c.Store != nil:
+		// Asked under the lock: a flight leaves the table only after its content is in the Store.
+		rc, desc, err := e.c.Store.Open(ctx, ref, offset, length)
+		if err == nil || errors.Is(err, oci.ErrRange) {
+			e.mu.Unlock()
+			return nil, rc, desc, err
+		}
+	}
+	if f != nil || (offset > 0 && e.c.Store == nil) || e.ctx.Err() != nil {
+		e.mu.Unlock()
+		rc, desc, err := e.c.Source.Open(ctx, ref, offset, length)
+		return nil, rc, desc, err
+	}
+	f = newFlight(e, ref)
+	f.readers = 1
+	f.addOrigin(ctx, ref)
+	e.flights[ref.Digest] = f
+	e.wg.Add(1)
+	e.mu.Unlock()
+	e.started.Inc()
+	go f.run()
+	return f, nil, oci.Descriptor{}, nil
+}
+
+// leave counts a reader out. Without a Store, what nobody reads ends.
+func (e *Engine) leave(f *flight) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f.readers--
+	if f.readers == 0 && e.c.Store == nil {
+		f.cancel()
+		e.land(f)
+	}
+}
+
+// land takes f out of the table. The caller holds mu.
+func (e *Engine) land(f *flight) {
+	if e.flights[f.digest] == f {
+		delete(e.flights, f.digest)
+	}
+}
+
+// direct opens the Source without a flight: what is left when the disk fails. h is the digest's state at offset, or nil if
+// that is not known; with it, content read to the end is proven.
+func (e *Engine) direct(ctx context.Context, ref oci.Reference, offset, length int64, proof *proof) (io.ReadCloser, oci.Descriptor, error) {
+	rc, desc, err := e.c.Source.Open(ctx, ref, offset, length)
+	if err != nil {
+		return nil, desc, err
+	}
+	if whole := length < 0 || offset+length >= desc.Size; !whole || proof == nil || proof.at != offset || desc.Size < 0 {
+		return rc, desc, nil
+	}
+	h, err := proof.hash()
+	if err != nil {
+		rc.Close()
+		return nil, desc, err
+	}
+	desc.Digest = ref.Digest
+	return chain.VerifyFrom(rc, desc, h, offset), desc, nil
+}
+
+// diskFailed counts a disk fault and logs it, once until the disk works again.
+func (e *Engine) diskFailed(dgst oci.Digest, err error) {
+	e.diskFaults.Inc()
+	e.mu.Lock()
+	again := e.diskFault
+	e.diskFault = true
+	e.mu.Unlock()
+	if !again {
+		e.c.Log.Error("the disk does not take what arrives: clients get their content, nothing of it is kept; free some space or mend the disk",
+			"digest", dgst, "err", err)
+	}
+}
+
+func (e *Engine) diskWorks() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.diskFault = false
+}
+
+// InFlight returns a Source of the content in flight alone. It never starts a transfer.
+func (e *Engine) InFlight() oci.Source { return inFlight{e} }
+
+type inFlight struct{ e *Engine }
+
+func (i inFlight) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, error) {
+	i.e.mu.Lock()
+	f := i.e.flights[ref.Digest]
+	i.e.mu.Unlock()
+	if f == nil || f.kind != ref.Kind {
+		return oci.Descriptor{}, fmt.Errorf("%s is not in flight: %w", ref.Digest, oci.ErrNotFound)
+	}
+	return f.describe()
+}
+
+func (i inFlight) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+	i.e.mu.Lock()
+	f := i.e.flights[ref.Digest]
+	if f == nil || f.kind != ref.Kind {
+		i.e.mu.Unlock()
+		return nil, oci.Descriptor{}, fmt.Errorf("%s is not in flight: %w", ref.Digest, oci.ErrNotFound)
+	}
+	f.readers++
+	i.e.mu.Unlock()
+	return i.e.reader(ctx, f, oci.Reference{}, offset, length)
+}
