@@ -1,0 +1,146 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
+
+	"pier/internal/oci"
+)
+
+// A Loader fills a [Config] from the flags it registered, the environment and a file. Use it once.
+type Loader struct {
+	flags  *pflag.FlagSet // ours alone; the caller's set shares them
+	config Config
+	file   string
+	faults faults
+}
+
+// Register adds the flags of `pier serve` to fs, which the caller parses before it calls [Loader.Load]. Values that make
+// no sense are not errors of parsing: Load reports them, with everything else.
+func Register(fs *pflag.FlagSet) *Loader {
+	l := &Loader{flags: pflag.NewFlagSet("serve", pflag.ContinueOnError)}
+	l.declare()
+	l.flags.VisitAll(func(f *pflag.Flag) {
+		f.Value = &patient{f.Value, func(err error) { l.faults.value(f.Name, "--"+f.Name, err) }}
+	})
+	fs.AddFlagSet(l.flags)
+	return l
+}
+
+func (l *Loader) declare() {
+	c, f := &l.config, l.flags
+	address := func(p *string, name, value, usage string) {
+		*p = value
+		f.Var((*address)(p), name, usage)
+	}
+	path := func(p *string, name, usage string) { f.StringVar(p, name, "", usage) }
+
+	f.StringVar(&l.file, "config", "", "read settings from this YAML `file`: keys are the names of flags")
+
+	address(&c.Listen, "listen", "127.0.0.1:5001", "node door, for this node's runtime: `address` to serve what this node can get")
+	address(&c.PeerListen, "peer-listen", ":5000", "peer door, for other nodes: `address` to serve what this node has; none to close it")
+	address(&c.MetricsListen, "metrics-listen", ":9090", "`address` of /metrics, /healthz and /readyz; none to close it")
+
+	c.Stores = []string{StoreAuto}
+	f.Var(&list{p: &c.Stores, allowed: []string{StoreAuto, StoreContainerd, StoreNone}}, "store",
+		"runtime `store` to serve from: auto, containerd or none (repeatable)")
+	path(&c.ContainerdSocket, "containerd-socket", "`path` of containerd's socket (default containerd's own)")
+	path(&c.ContainerdRoot, "containerd-root", "`path` of containerd's root directory (default what containerd says)")
+	path(&c.CacheDir, "cache-dir", "keep what was pulled in this `directory`, an OCI image layout")
+	f.Var((*size)(&c.CacheMaxBytes), "cache-max-bytes", "evict the least recently used images above this `size`, for example 10GiB; 0 for no limit")
+
+	path(&c.Upstreams, "upstreams", "YAML `file` that says how to reach registries: credentials, TLS, mirrors")
+	f.StringVar(&c.DefaultRegistry, "default-registry", oci.DockerHub, "`registry` of requests that name none")
+	f.Var(&list{p: &c.AllowUpstream}, "allow-upstream", "`pattern` of registries that may be asked besides public ones (repeatable)")
+	f.DurationVar(&c.PullTimeout, "pull-timeout", time.Minute, "give up a pull that makes no progress for this `duration`")
+	f.DurationVar(&c.TagTTL, "tag-ttl", 30*time.Second, "believe a tag's digest for this `duration` before its registry is asked again")
+	f.BoolVar(&c.AirGapped, "air-gapped", false, "never ask an upstream registry")
+
+	path(&c.TLSCert, "tls-cert", "PEM `file`: certificate chain of the node door")
+	path(&c.TLSKey, "tls-key", "PEM `file`: private key of the node door")
+	path(&c.TLSClientCA, "tls-client-ca", "PEM `file`: authorities that clients of the node door need a certificate of")
+
+	f.Var((*level)(&c.LogLevel), "log-level", "least `level` that is logged: debug, info, warn or error")
+	c.LogFormat = FormatText
+	f.Var(&choice{&c.LogFormat, []string{FormatText, FormatJSON}}, "log-format", "`format` of the log: text or json")
+	f.BoolVar(&c.Pprof, "pprof", false, "serve profiles under /debug/pprof/ of the metrics address")
+}
+
+// Load returns the configuration: for every setting the flag if given, else the variable PIER_… of environ (in the form of
+// [os.Environ]) if not empty, else the file's key, else the default. Warnings are for the log. The error joins all
+// faults, each on a line of its own.
+func (l *Loader) Load(environ []string) (c Config, warnings []string, err error) {
+	env, warnings := l.environment(environ)
+	if f := l.flags.Lookup("config"); !f.Changed {
+		l.file = env[f.Name]
+	}
+	keys, whole := l.readFile()
+	l.flags.VisitAll(func(f *pflag.Flag) {
+		if f.Changed {
+			return
+		}
+		value := f.Value.(*patient)
+		if text, ok := env[f.Name]; ok {
+			if err := value.set(text); err != nil {
+				l.faults.value(f.Name, variable(f.Name), err)
+			}
+		} else if node, ok := keys[f.Name]; ok {
+			if err := setNode(value, node); err != nil {
+				l.faults.value(f.Name, fmt.Sprintf("%s:%d: %s", l.file, node.Line, f.Name), err)
+			}
+		} else if !whole {
+			l.faults.doubt(f.Name)
+		}
+	})
+	l.config.validate(&l.faults)
+	l.config.DefaultRegistry, _ = oci.Canonical(l.config.DefaultRegistry, "")
+	return l.config, warnings, errors.Join(l.faults.errs...)
+}
+
+// readFile returns the file's nodes by key, and whether it could be read to its end.
+func (l *Loader) readFile() (keys map[string]*yaml.Node, whole bool) {
+	if l.file == "" {
+		return nil, true
+	}
+	f, err := os.Open(l.file)
+	if err == nil {
+		defer f.Close()
+		keys, err = l.parse(f)
+	}
+	if err != nil {
+		l.faults.add(nil, "config: %w", err)
+	}
+	return keys, err == nil
+}
+
+// variable returns the name in the environment of the flag name.
+func variable(name string) string {
+	return "PIER_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}
+
+// environment returns the values of environ by flag, and a warning for each variable that looks like ours but is not.
+func (l *Loader) environment(environ []string) (env map[string]string, warnings []string) {
+	names := make(map[string]string)
+	var variables []string
+	l.flags.VisitAll(func(f *pflag.Flag) {
+		names[variable(f.Name)] = f.Name
+		variables = append(variables, variable(f.Name))
+	})
+	env = make(map[string]string)
+	for _, kv := range environ {
+		k, v, _ := strings.Cut(kv, "=")
+		switch name, ok := names[k]; {
+		case ok && v != "":
+			env[name] = v
+		case !ok && strings.HasPrefix(k, "PIER_") && !serviceRE.MatchString(k):
+			warnings = append(warnings, fmt.Sprintf("environment variable %s means nothing to pier%s", k, didYouMean(nearest(k, variables))))
+		}
+	}
+	return env, warnings
+}

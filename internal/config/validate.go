@@ -1,0 +1,178 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"pier/internal/oci"
+)
+
+// validate adds to f what is wrong with values as such, and with values beside others.
+func (c *Config) validate(f *faults) {
+	c.validateDoors(f)
+	c.validateStores(f)
+	c.validateUpstreams(f)
+	c.validateTLS(f)
+	if c.CacheMaxBytes > 0 && c.CacheDir == "" {
+		f.add([]string{"cache-max-bytes", "cache-dir"}, "cache-max-bytes limits nothing without a cache: give cache-dir too")
+	}
+	if c.Pprof && c.MetricsListen == "" {
+		f.add([]string{"pprof", "metrics-listen"}, "pprof is served on the metrics address: give metrics-listen too")
+	}
+}
+
+// A door is one of the addresses that a node listens on.
+type door struct {
+	name string // of the flag
+	host string
+	port uint16
+}
+
+func (c *Config) validateDoors(f *faults) {
+	if c.Listen == "" {
+		f.add([]string{"listen"}, "listen: a node needs its door: give an address, for example 127.0.0.1:5001")
+	}
+	var doors []door
+	for _, d := range []struct{ name, address string }{
+		{"listen", c.Listen}, {"peer-listen", c.PeerListen}, {"metrics-listen", c.MetricsListen},
+	} {
+		if d.address == "" {
+			continue
+		}
+		host, port, err := parseAddress(d.address)
+		if err != nil {
+			f.add([]string{d.name}, "%s: %w", d.name, err)
+			continue
+		}
+		this := door{d.name, host, port}
+		for _, other := range doors {
+			if this.conflicts(other) {
+				f.add([]string{this.name, other.name}, "%s and %s both listen on port %d of the same address: change one of them",
+					other.name, this.name, port)
+			}
+		}
+		doors = append(doors, this)
+	}
+}
+
+// parseAddress splits host:port. The host may be empty, an IP address or a name.
+func parseAddress(s string) (host string, port uint16, err error) {
+	host, text, err := net.SplitHostPort(s)
+	if err != nil {
+		return "", 0, fmt.Errorf("%q is no address: write host:port, for example 127.0.0.1:5001, or :5000 for every interface", s)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return "", 0, fmt.Errorf("%q: port %q: write a number up to 65535, 0 for any free port", s, text)
+	}
+	_, err = netip.ParseAddr(host)
+	looksIP := strings.Trim(host, "0123456789.") == "" || strings.Contains(host, ":")
+	if host != "" && err != nil && (looksIP || strings.ContainsAny(host, " /@*")) {
+		return "", 0, fmt.Errorf("%q: host %q is neither an IP address nor a name: correct it, or leave it out for every interface", s, host)
+	}
+	return host, uint16(n), nil
+}
+
+// conflicts reports whether only one of two doors can listen.
+func (d door) conflicts(other door) bool {
+	return d.port != 0 && d.port == other.port && (d.covers(other) || other.covers(d))
+}
+
+// covers reports whether d's host takes in that of other. Without a host, and on "::", Go listens on every address of
+// both families, on 0.0.0.0 on those of IPv4.
+func (d door) covers(other door) bool {
+	switch d.host {
+	case other.host, "", "::":
+		return true
+	case "0.0.0.0":
+		return !strings.Contains(other.host, ":")
+	}
+	return false
+}
+
+func (c *Config) validateStores(f *faults) {
+	if len(c.Stores) == 0 {
+		f.add([]string{"store"}, "store: give at least one of auto, containerd and none")
+	}
+	if slices.Contains(c.Stores, StoreNone) && len(slices.Compact(slices.Sorted(slices.Values(c.Stores)))) > 1 {
+		f.add([]string{"store"}, "store: none cannot be combined with others: remove it, or them")
+	}
+	if slices.Contains(c.Stores, StoreAuto) || slices.Contains(c.Stores, StoreContainerd) {
+		return
+	}
+	for _, s := range []struct{ name, path string }{
+		{"containerd-socket", c.ContainerdSocket}, {"containerd-root", c.ContainerdRoot},
+	} {
+		if s.path != "" {
+			f.add([]string{"store", s.name}, "%s is given but store leaves containerd out: add containerd to store, or remove %[1]s", s.name)
+		}
+	}
+}
+
+func (c *Config) validateUpstreams(f *faults) {
+	readable(f, "upstreams", c.Upstreams)
+
+	// Whatever the registry, its name is well-formed if a reference in it is.
+	ref := oci.Reference{Registry: c.DefaultRegistry, Repository: "name", Tag: "tag"}
+	if !oci.IsRegistry(c.DefaultRegistry) || ref.Validate() != nil {
+		f.add([]string{"default-registry"}, "default-registry: %.80q is no registry: write host or host:port, for example docker.io or registry.example.com:5000",
+			c.DefaultRegistry)
+	}
+	for _, pattern := range c.AllowUpstream {
+		if strings.Contains(pattern, "://") {
+			f.add([]string{"allow-upstream"}, "allow-upstream: %.80q is a URL: leave out its scheme", pattern)
+		}
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"pull-timeout", c.PullTimeout}, {"tag-ttl", c.TagTTL},
+	} {
+		if d.value <= 0 {
+			f.add([]string{d.name}, "%s: %s: write a duration of more than nothing, 1ms for as good as none", d.name, d.value)
+		}
+	}
+}
+
+func (c *Config) validateTLS(f *faults) {
+	both := []string{"tls-cert", "tls-key"}
+	switch {
+	case c.TLSCert != "" && c.TLSKey == "":
+		f.add(both, "tls-cert is given without tls-key: give both or neither")
+	case c.TLSCert == "" && c.TLSKey != "":
+		f.add(both, "tls-key is given without tls-cert: give both or neither")
+	case c.TLSCert == "" && c.TLSClientCA != "":
+		f.add(append(both, "tls-client-ca"), "tls-client-ca is given without tls-cert: clients show certificates only where TLS is spoken, give tls-cert and tls-key too")
+	}
+	readable(f, "tls-cert", c.TLSCert)
+	readable(f, "tls-key", c.TLSKey)
+	readable(f, "tls-client-ca", c.TLSClientCA)
+}
+
+// readable adds a fault if the file that the setting name gives cannot be read.
+func readable(f *faults, name, path string) {
+	if path == "" {
+		return
+	}
+	info, err := os.Stat(path)
+	if err == nil && info.IsDir() {
+		f.add([]string{name}, "%s: %s is a directory: name a file in it", name, path)
+		return
+	}
+	if err == nil && info.Mode().IsRegular() { // opening a pipe would wait, and spoil it for its reader
+		var file *os.File
+		if file, err = os.Open(path); err == nil {
+			err = file.Close()
+		}
+	}
+	if err != nil {
+		f.add([]string{name}, "%s: %w: correct the path, or let this user read it", name, err)
+	}
+}

@@ -1,0 +1,166 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// patient is a flag's value that keeps parsing from ending at the first fault: Set reports what is wrong and goes on.
+type patient struct {
+	pflag.Value
+	report func(error)
+}
+
+func (p *patient) Set(text string) error {
+	if err := p.set(text); err != nil {
+		p.report(err)
+	}
+	return nil
+}
+
+// set sets the value. Its error says what can be written instead, also where that of the value itself does not.
+func (p *patient) set(text string) error {
+	err := p.Value.Set(text)
+	if err == nil {
+		return nil
+	}
+	switch p.Type() {
+	case "bool":
+		return fmt.Errorf("%q: write true or false", text)
+	case "duration":
+		return fmt.Errorf("%q is no duration: write a number and a unit, for example 30s or 5m", text)
+	}
+	return err
+}
+
+// address is a listen address. The word "none" stands for the empty one, which an environment variable cannot be.
+type address string
+
+func (a *address) String() string { return string(*a) }
+func (a *address) Type() string   { return "address" }
+
+func (a *address) Set(text string) error {
+	if text == "none" {
+		text = ""
+	}
+	*a = address(text)
+	return nil
+}
+
+// list is several words, given one by one or with commas between. The first Set replaces the default.
+type list struct {
+	p       *[]string
+	allowed []string // empty: anything
+	given   bool
+}
+
+func (l *list) String() string { return strings.Join(*l.p, ",") }
+func (l *list) Type() string   { return "strings" }
+
+func (l *list) Set(text string) error {
+	if !l.given {
+		*l.p, l.given = nil, true
+	}
+	var errs []error
+	for word := range strings.SplitSeq(text, ",") {
+		word = strings.TrimSpace(word)
+		switch {
+		case word == "":
+		case len(l.allowed) > 0 && !slices.Contains(l.allowed, word):
+			errs = append(errs, noneOf(word, l.allowed))
+		default:
+			*l.p = append(*l.p, word)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// choice is one of a few words.
+type choice struct {
+	p       *string
+	allowed []string
+}
+
+func (c *choice) String() string { return *c.p }
+func (c *choice) Type() string   { return "choice" }
+
+func (c *choice) Set(text string) error {
+	if !slices.Contains(c.allowed, text) {
+		return noneOf(text, c.allowed)
+	}
+	*c.p = text
+	return nil
+}
+
+func noneOf(word string, allowed []string) error {
+	last := len(allowed) - 1
+	return fmt.Errorf("%q: write %s or %s", word, strings.Join(allowed[:last], ", "), allowed[last])
+}
+
+// level is the least level that is logged.
+type level slog.Level
+
+func (l *level) String() string { return strings.ToLower(slog.Level(*l).String()) }
+func (l *level) Type() string   { return "level" }
+
+func (l *level) Set(text string) error {
+	levels := []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError}
+	var names []string
+	for _, known := range levels {
+		name := strings.ToLower(known.String())
+		if strings.EqualFold(text, name) {
+			*l = level(known)
+			return nil
+		}
+		names = append(names, name)
+	}
+	return noneOf(text, names)
+}
+
+// size is a number of bytes.
+type size int64
+
+// units are the factors of sizes, largest first: decimal ones by the SI, binary ones by IEC 80000-13.
+var units = []struct {
+	name   string
+	factor int64
+}{
+	{"Ti", 1 << 40}, {"T", 1e12}, {"Gi", 1 << 30}, {"G", 1e9}, {"Mi", 1 << 20}, {"M", 1e6}, {"Ki", 1 << 10}, {"K", 1e3}, {"k", 1e3},
+}
+
+func (s *size) Type() string { return "size" }
+
+func (s *size) String() string {
+	for _, u := range units {
+		if *s > 0 && int64(*s)%u.factor == 0 {
+			return fmt.Sprintf("%d%s", int64(*s)/u.factor, u.name)
+		}
+	}
+	return strconv.FormatInt(int64(*s), 10)
+}
+
+func (s *size) Set(text string) error {
+	digits, factor := strings.TrimSuffix(text, "B"), int64(1)
+	for _, u := range units {
+		if number, ok := strings.CutSuffix(digits, u.name); ok {
+			digits, factor = number, u.factor
+			break
+		}
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(digits), 10, 63)
+	switch {
+	case errors.Is(err, strconv.ErrRange) || err == nil && n > math.MaxInt64/uint64(factor):
+		return fmt.Errorf("%q is more than can be counted: write a smaller size", text)
+	case err != nil:
+		return fmt.Errorf("%q is no size: write a whole number of bytes, or one with a unit, for example 500MB or 10GiB", text)
+	}
+	*s = size(n) * size(factor)
+	return nil
+}
