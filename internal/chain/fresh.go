@@ -125,8 +125,13 @@ func (f *fresh) ask(ctx context.Context, ref oci.Reference, key tagKey) (oci.Des
 		f.remember(key, desc, f.c.TTL)
 		f.record(ctx, ref, desc)
 		return desc, nil
-	case lastErr != nil || !unasked(err):
+	case !unasked(err):
 		return oci.Descriptor{}, err
+	}
+	if lastErr != nil { // it may have come meanwhile
+		if last, lastErr = f.c.Local.Resolve(ctx, ref); lastErr != nil {
+			return oci.Descriptor{}, err
+		}
 	}
 	f.c.Log.WarnContext(ctx, "registry cannot be asked, answering with the last known digest",
 		"ref", ref.String(), "digest", last.Digest, "source", last.Source, "err", err)

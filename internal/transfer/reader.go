@@ -76,7 +76,7 @@ type reader struct {
 func (r *reader) embark(f *flight) (oci.Descriptor, *proof, error) {
 	for {
 		f.mu.Lock()
-		desc, changed := f.desc, f.changed
+		desc, changed, available := f.desc, f.changed, f.available
 		switch {
 		case f.err != nil:
 			defer f.mu.Unlock()
@@ -93,6 +93,7 @@ func (r *reader) embark(f *flight) (oci.Descriptor, *proof, error) {
 			f.mu.Unlock()
 			if err == nil {
 				r.f, r.file = f, file
+				desc.Missing = desc.Size - available
 			}
 			return desc, nil, err
 		}

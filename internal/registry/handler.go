@@ -1,0 +1,147 @@
+// Package registry answers the pull half of the OCI Distribution API over an [oci.Source]. It knows HTTP: routes, media
+// types, ranges, conditions, errors, and how to keep a connection moving. What there is, where it comes from and whether
+// its bytes are right, it leaves to the Source.
+//
+// One request runs through ServeHTTP (handler.go), parseRoute (route.go), one of manifest, blob, tags, referrers, digests
+// and node, and then response (response.go) or, if that returned an error, fail (error.go).
+package registry
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"pier/internal/oci"
+)
+
+// A Config says what a handler serves. Only Source is needed.
+type Config struct {
+	Source oci.Source // answers pulls; asked for tags and referrers too if it is an [oci.Lister]
+	Local  oci.Source // what this node has, for /api/v1/digests; nil: Source
+
+	DefaultRegistry string // for paths that name none; "docker.io" if empty
+
+	// PassAuthorization hands a client's own Authorization on to the upstream it named, see [oci.WithAuthorization].
+	// Never set it where other nodes ask: their clients' credentials are not for them to send.
+	PassAuthorization bool
+
+	Info func() any   // what /api/v1/node answers, as JSON; nil: 404
+	Door string       // "node" or "peer": label of log lines and metrics
+	Log  *slog.Logger // nil: nothing is logged
+
+	Metrics *metrics.Set // where the handler registers its metrics; nil: a set of its own
+}
+
+type handler struct {
+	Config
+	lister  oci.Lister // nil if Source is none
+	stall   time.Duration
+	metrics *meter
+}
+
+// stall is how long a client may take no byte before its connection is cut. It is as long as the time for which clients
+// wait without progress themselves, so that nobody who is still there is cut off first.
+const stall = time.Minute
+
+// New returns a handler for /v2/ and /api/v1/. It must be reached without an [http.ServeMux] that cleans paths: a name
+// with "//" or ".." is an error, not a redirect. It moves the write deadline of its connections as bytes flow, so
+// the server needs no WriteTimeout.
+func New(c Config) http.Handler { return newHandler(c) }
+
+func newHandler(c Config) *handler {
+	if c.Local == nil {
+		c.Local = c.Source
+	}
+	if c.DefaultRegistry == "" {
+		c.DefaultRegistry = oci.DockerHub
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Metrics == nil {
+		c.Metrics = metrics.NewSet()
+	}
+	h := &handler{Config: c, stall: stall, metrics: newMeter(c.Metrics, c.Door)}
+	h.lister, _ = c.Source.(oci.Lister)
+	return h
+}
+
+// ServeHTTP implements [http.Handler].
+func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	h.metrics.inFlight.Inc()
+	defer h.metrics.inFlight.Dec()
+
+	w := newResponse(rw, r, h.stall)
+	rw.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	rt, err := parseRoute(r, h.DefaultRegistry)
+	if err == nil {
+		err = h.serve(w, r, rt)
+	}
+	if err == nil {
+		err = w.finish()
+	}
+	status, abort := w.status, false
+	if err != nil {
+		status, abort = h.fail(w, r, rt, err)
+	}
+	dur := time.Since(start)
+	h.metrics.observe(rt.endpoint, r.Method, status, w, dur)
+	h.logRequest(r, rt, status, w, dur, err)
+	if abort {
+		panic(http.ErrAbortHandler) // the only way to end a connection so that the client sees that bytes are missing
+	}
+}
+
+func (h *handler) serve(w *response, r *http.Request, rt route) error {
+	ctx := r.Context()
+	if h.PassAuthorization {
+		ctx = oci.WithAuthorization(ctx, r.Header.Get("Authorization"))
+	}
+	switch rt.endpoint {
+	case endpointBase:
+		return w.sendBytes(http.StatusOK, "application/json", []byte("{}"))
+	case endpointManifest:
+		return h.manifest(ctx, w, r, rt)
+	case endpointBlob:
+		return h.blob(ctx, w, r, rt)
+	case endpointTags:
+		return h.tags(ctx, w, rt)
+	case endpointReferrers:
+		return h.referrers(ctx, w, rt)
+	case endpointDigests:
+		return h.digests(ctx, w, rt)
+	case endpointNode:
+		return h.node(w)
+	default:
+		return errNoEndpoint
+	}
+}
+
+// logRequest writes the one line of a request. Status is what became of it, see fail; the query is left out: it may be signed.
+func (h *handler) logRequest(r *http.Request, rt route, status int, w *response, dur time.Duration, err error) {
+	ctx := context.WithoutCancel(r.Context())
+	if !h.Log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	attrs := [...]slog.Attr{
+		slog.String("door", h.Door),
+		slog.String("method", clip(r.Method)),
+		slog.String("path", clip(r.URL.Path)),
+		slog.String("registry", clip(rt.ref.Registry)),
+		slog.Int("status", status),
+		slog.Int64("bytes", w.bytes),
+		slog.Duration("dur", dur),
+		slog.String("source", w.source),
+		slog.String("remote", r.RemoteAddr),
+		slog.Any("err", err),
+	}
+	n := len(attrs)
+	if err == nil {
+		n--
+	}
+	h.Log.LogAttrs(ctx, slog.LevelInfo, "served", attrs[:n]...)
+}

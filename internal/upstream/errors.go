@@ -1,0 +1,146 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/errcode"
+
+	"pier/internal/oci"
+)
+
+// A fault is what went wrong with one request. Its text holds no query strings, for redirects to CDNs carry signatures
+// there; the errors it wraps may, and are for errors.Is alone.
+type fault struct {
+	text   string
+	status int // the registry's, or 0
+	wraps  []error
+}
+
+func (f *fault) Error() string   { return f.text }
+func (f *fault) Unwrap() []error { return f.wraps }
+
+// statusOf returns the status of the answer that err stands for, or 0.
+func statusOf(err error) int {
+	if f, ok := errors.AsType[*fault](err); ok {
+		return f.status
+	}
+	return 0
+}
+
+// fault returns an error of a class: who was asked for what, what happened, and what that means.
+func (t target) fault(what, happened string, class error, causes ...error) *fault {
+	text := fmt.Sprintf("upstream %s: %s: %s", t.name, what, happened)
+	if !strings.HasSuffix(text, class.Error()) {
+		text += ": " + class.Error()
+	}
+	return &fault{text: text, wraps: append([]error{class}, causes...)}
+}
+
+// refused returns the error for an answer that is no success, and is done with it.
+func (t target) refused(what string, resp *http.Response) error {
+	// A short body read to its end leaves the connection usable.
+	_, _ = io.CopyN(io.Discard, resp.Body, 16<<10)
+	_ = resp.Body.Close()
+	f := t.fault(what, fmt.Sprintf("status %d", resp.StatusCode), class(resp.StatusCode))
+	f.status = resp.StatusCode
+	return f
+}
+
+// class returns what a status means.
+func class(status int) error {
+	switch status {
+	case http.StatusNotFound:
+		return oci.ErrNotFound
+	case http.StatusUnauthorized:
+		return oci.ErrUnauthorized
+	case http.StatusForbidden:
+		return oci.ErrDenied
+	case http.StatusTooManyRequests:
+		return oci.ErrRateLimited
+	case http.StatusRequestedRangeNotSatisfiable:
+		return oci.ErrRange
+	}
+	return oci.ErrUnavailable
+}
+
+// broken returns the error for a request or a body that got no answer, or broke off. Where the caller left, it is the
+// context's error; where the caller's time was up, it says so and is [oci.ErrUnavailable] too.
+func (t target) broken(w *watch, what string, err error) error {
+	switch {
+	case errors.Is(w.parent.Err(), context.Canceled):
+		return fmt.Errorf("upstream %s: %s: %w", t.name, what, context.Canceled)
+	case w.parent.Err() != nil:
+		return t.fault(what, "out of time", oci.ErrUnavailable, w.parent.Err())
+	case errors.Is(context.Cause(w.ctx), errStalled):
+		return t.fault(what, fmt.Sprintf("no progress for %v", w.timeout), oci.ErrUnavailable, errStalled)
+	case errors.Is(err, oci.ErrNotAllowed):
+		return t.fault(what, plain(err), oci.ErrNotAllowed)
+	case errors.Is(err, auth.ErrBasicCredentialNotFound):
+		return t.fault(what, "no credentials", oci.ErrUnauthorized)
+	}
+	if code := tokenStatus(err); code != 0 {
+		return t.fault(what, fmt.Sprintf("token server: status %d", code), tokenClass(code))
+	}
+	return t.fault(what, plain(err), oci.ErrUnavailable, err)
+}
+
+// tokenStatus returns the status with which a token server refused, or 0.
+func tokenStatus(err error) int {
+	if e, ok := errors.AsType[*errcode.ErrorResponse](err); ok {
+		return e.StatusCode
+	}
+	return 0
+}
+
+// tokenClass returns what the status of a token server means for the content asked for. That a realm does not exist
+// says nothing about the content.
+func tokenClass(status int) error {
+	if status == http.StatusNotFound {
+		return oci.ErrUnavailable
+	}
+	return class(status)
+}
+
+// plain returns the text of err without the URLs that net/http and the token client put around causes, and at most 200
+// bytes of it.
+func plain(err error) string {
+	for {
+		u, ok := errors.AsType[*url.Error](err)
+		if !ok {
+			break
+		}
+		err = u.Err
+	}
+	// What is left may still name a URL; whatever follows its path stays out of logs.
+	text, _, _ := strings.Cut(err.Error(), "?")
+	if before, after, ok := strings.Cut(text, "://"); ok {
+		if i := strings.LastIndexByte(after, '@'); i >= 0 {
+			text = before + "://" + after[i+1:]
+		}
+	}
+	return text[:min(len(text), 200)]
+}
+
+// reasonOf names the class of err for metrics.
+func reasonOf(err error) string {
+	for _, c := range []struct {
+		class  error
+		reason string
+	}{
+		{context.Canceled, "canceled"}, {oci.ErrNotFound, "not_found"}, {oci.ErrUnauthorized, "unauthorized"},
+		{oci.ErrDenied, "denied"}, {oci.ErrNotAllowed, "not_allowed"}, {oci.ErrRateLimited, "rate_limited"}, {oci.ErrRange, "range"}, {errStalled, "stalled"},
+		{context.DeadlineExceeded, "timeout"}, {io.ErrUnexpectedEOF, "cut"},
+	} {
+		if errors.Is(err, c.class) {
+			return c.reason
+		}
+	}
+	return "unavailable"
+}
