@@ -1,0 +1,197 @@
+// Package node puts the parts together: Sources into chains, chains behind doors, doors on listeners, and all of it under
+// one life. It holds wiring and nothing else.
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"pier/internal/cache"
+	"pier/internal/chain"
+	"pier/internal/config"
+	"pier/internal/containerd"
+	"pier/internal/oci"
+	"pier/internal/registry"
+	"pier/internal/transfer"
+	"pier/internal/upstream"
+)
+
+// A Node is everything one `pier serve` runs.
+type Node struct {
+	cfg     config.Config
+	version string
+	log     *slog.Logger
+	metrics *metrics.Set
+	started time.Time
+
+	runtime   *containerd.Store    // nil without a runtime
+	cache     *cache.Cache         // nil without a cache
+	upstreams *upstream.Registries // nil if air-gapped
+	engine    *transfer.Engine
+	watched   []watched
+
+	doors []*door
+}
+
+// New builds a node, but for the listening. On an error it has let go of everything; else Run must be called.
+func New(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (*Node, error) {
+	n := &Node{cfg: cfg, version: version, log: log, metrics: metrics.NewSet(), started: time.Now()}
+	if err := n.open(ctx); err != nil {
+		return nil, errors.Join(err, n.release(ctx))
+	}
+	n.measure()
+	return n, nil
+}
+
+// open builds what the configuration names, and wires it.
+func (n *Node) open(ctx context.Context) error {
+	if err := errors.Join(n.openRuntime(ctx), n.openCache(), n.openUpstreams()); err != nil {
+		return err
+	}
+	return n.wire()
+}
+
+// wire is the whole of how content flows through a node.
+func (n *Node) wire() error {
+	nothing := chain.First(n.log)
+	var runtime, ingest, disk oci.Source = nothing, nothing, nothing
+	var record oci.Tagger
+	engine := transfer.Config{Source: nothing, Timeout: n.cfg.PullTimeout, Log: n.log, Metrics: n.metrics}
+	if n.runtime != nil {
+		runtime, ingest = chain.Once(n.log, n.runtime), n.runtime.Ingest()
+	}
+	if n.cache != nil {
+		disk, record, engine.Store = chain.Once(n.log, n.cache), n.cache, n.cache
+	}
+	var registries oci.Source // stays nil if air-gapped
+	if n.upstreams != nil {
+		registries, engine.Source = n.upstreams, n.upstreams
+	}
+	n.engine = transfer.New(engine)
+
+	local := chain.First(n.log, runtime, disk)                                          // what this node has
+	held := chain.Resume(n.log, chain.First(n.log, local, n.engine.InFlight(), ingest)) // and what is on its way to it
+	full := chain.Fresh(chain.FreshConfig{                                              // what this node can get
+		Content:   chain.Resume(n.log, chain.First(n.log, local, ingest, n.engine)),
+		Local:     local,
+		Authority: registries,
+		Record:    record,
+		TTL:       n.cfg.TagTTL,
+		Log:       n.log,
+		Metrics:   n.metrics,
+	})
+	handler := registry.Config{
+		Local: held, DefaultRegistry: n.cfg.DefaultRegistry, Info: n.info, Log: n.log, Metrics: n.metrics,
+	}
+	node, peer := handler, handler
+	node.Door, node.Source, node.PassAuthorization = "node", full, true
+	peer.Door, peer.Source = "peer", listed{held, local}
+
+	nodeTLS, err := n.nodeTLS()
+	if err != nil {
+		return err
+	}
+	n.doors = []*door{
+		{name: "node", addr: n.cfg.Listen, tls: nodeTLS, handler: registry.New(node)},
+		{name: "peer", addr: n.cfg.PeerListen, handler: registry.New(peer)},
+		{name: "metrics", addr: n.cfg.MetricsListen, handler: n.metricsHandler()},
+	}
+	n.doors = slices.DeleteFunc(n.doors, func(d *door) bool { return d.addr == "" })
+	return nil
+}
+
+// listed is a Source with another one's lists.
+type listed struct {
+	oci.Source
+	oci.Lister
+}
+
+func (n *Node) openRuntime(ctx context.Context) error {
+	cfg := containerd.Config{Socket: n.cfg.ContainerdSocket, Root: n.cfg.ContainerdRoot, Log: n.log}
+	found, ok := containerd.Detect()
+	switch {
+	case slices.Contains(n.cfg.Stores, config.StoreNone):
+		return nil
+	case slices.Contains(n.cfg.Stores, config.StoreContainerd) || cfg.Socket != "":
+	case ok:
+		cfg.Socket = found.Socket
+	case n.cfg.CacheDir == "":
+		n.cfg.CacheDir = ownCacheDir()
+		n.log.InfoContext(ctx, "no container runtime found: keeping images in a cache directory of its own", "dir", n.cfg.CacheDir)
+		return nil
+	default:
+		n.log.InfoContext(ctx, "no container runtime found: serving from the cache directory", "dir", n.cfg.CacheDir)
+		return nil
+	}
+	store, err := containerd.Open(ctx, cfg)
+	n.runtime = store
+	return err
+}
+
+// ownCacheDir is where a node keeps images when there is neither a runtime nor a configured directory.
+func ownCacheDir() string {
+	if dir, err := os.UserCacheDir(); err == nil {
+		return filepath.Join(dir, "pier")
+	}
+	return "/var/cache/pier" // a service without a home
+}
+
+func (n *Node) openCache() error {
+	if n.cfg.CacheDir == "" {
+		return nil
+	}
+	var err error
+	n.cache, err = cache.Open(cache.Config{Dir: n.cfg.CacheDir, MaxBytes: n.cfg.CacheMaxBytes, Log: n.log, Metrics: n.metrics})
+	return err
+}
+
+func (n *Node) openUpstreams() error {
+	if n.cfg.AirGapped {
+		return nil
+	}
+	list, err := n.readUpstreams()
+	if err != nil {
+		return err
+	}
+	n.upstreams, err = upstream.New(upstream.Config{
+		Upstreams: list, Allow: n.cfg.AllowUpstream, Timeout: n.cfg.PullTimeout,
+		UserAgent: "pier/" + n.version, Log: n.log, Metrics: n.metrics,
+	})
+	if err != nil || n.cfg.Upstreams == "" {
+		return err
+	}
+	n.watch("upstreams", n.upstreamFiles, func() error {
+		list, err := n.readUpstreams()
+		if err != nil {
+			return err
+		}
+		return n.upstreams.Reload(list)
+	})
+	return nil
+}
+
+func (n *Node) readUpstreams() ([]upstream.Upstream, error) {
+	if n.cfg.Upstreams == "" {
+		return nil, nil
+	}
+	return upstream.ReadFile(n.cfg.Upstreams)
+}
+
+// release lets go of all that open opened, and waits for transfers at most until ctx ends.
+func (n *Node) release(ctx context.Context) error {
+	var errs []error
+	if n.engine != nil {
+		errs = append(errs, n.engine.Close(ctx))
+	}
+	if n.cache != nil {
+		errs = append(errs, n.cache.Close())
+	}
+	return errors.Join(errs...)
+}

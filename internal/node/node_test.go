@@ -1,0 +1,185 @@
+package node
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"pier/internal/config"
+)
+
+// A file that is wrong is reported, and the old content stays in force until it is right again.
+func TestWatched(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	write := func(s string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("1")
+	reads, fail := 0, false
+	n := &Node{}
+	n.watch("test", func() []string { return []string{path, path + ".absent"} }, func() error {
+		if fail {
+			return errors.New("bad")
+		}
+		reads++
+		return nil
+	})
+	w := &n.watched[0]
+	log := slog.New(slog.DiscardHandler)
+	look := func(asked bool, want int) {
+		t.Helper()
+		w.look(log, asked)
+		if reads != want {
+			t.Errorf("read %d times, want %d", reads, want)
+		}
+	}
+	look(false, 0)
+	look(true, 1) // SIGHUP
+	write("22")
+	look(false, 2)
+	look(false, 2)
+	fail = true
+	write("333")
+	look(false, 2)
+	fail = false
+	look(false, 2) // nothing changed since
+	write("4444")
+	look(false, 3)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	look(false, 4)
+}
+
+// keyPair writes a self-signed certificate for 127.0.0.1.
+func keyPair(t *testing.T, dir, name string) (cert, key string) {
+	t.Helper()
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, priv.Public(), priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for file, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cert, key
+}
+
+// startNode runs a node with nothing but its node door.
+func startNode(t *testing.T, cfg config.Config) *Node {
+	t.Helper()
+	cfg.Listen, cfg.Stores, cfg.CacheDir = "127.0.0.1:0", []string{config.StoreNone}, t.TempDir()
+	cfg.DefaultRegistry, cfg.PullTimeout, cfg.TagTTL = "docker.io", time.Minute, time.Minute
+	n, err := New(t.Context(), cfg, "test", slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	notified := filepath.Join(t.TempDir(), "s")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notified, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	t.Setenv("NOTIFY_SOCKET", notified)
+	done := make(chan error, 1)
+	go func() { done <- n.Run(t.Context()) }()
+	t.Cleanup(func() {
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	b := make([]byte, 100)
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	size, err := conn.Read(b)
+	if err != nil || string(b[:size]) != "READY=1" {
+		t.Fatalf("notified with %q, %v, want READY=1", b[:size], err)
+	}
+	return n
+}
+
+// A renewed certificate serves the connections that follow, and the client's is asked for where an authority is set.
+func TestNodeDoorTLS(t *testing.T) {
+	dir, clientDir := t.TempDir(), t.TempDir()
+	var cfg config.Config
+	cfg.TLSCert, cfg.TLSKey = keyPair(t, dir, "first")
+	clientCert, clientKey := keyPair(t, clientDir, "client")
+	cfg.TLSClientCA = clientCert
+	n := startNode(t, cfg)
+	pair, err := tls.LoadX509KeyPair(clientCert, clientKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(certs ...tls.Certificate) (string, int, error) {
+		c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+			DisableKeepAlives: true, ForceAttemptHTTP2: true,
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: certs},
+		}}
+		resp, err := c.Get("https://" + n.doors[0].listener.Addr().String() + "/v2/")
+		if err != nil {
+			return "", 0, err
+		}
+		defer resp.Body.Close()
+		_, err = io.Copy(io.Discard, resp.Body)
+		return resp.TLS.PeerCertificates[0].Subject.CommonName, resp.ProtoMajor, err
+	}
+	if name, proto, err := get(pair); err != nil || name != "first" || proto != 2 {
+		t.Errorf("got certificate %q over HTTP/%d, %v", name, proto, err)
+	}
+	if _, _, err := get(); err == nil {
+		t.Error("a client without a certificate was let in")
+	}
+	keyPair(t, dir, "second")
+	n.watched[len(n.watched)-1].look(n.log, true)
+	if name, _, err := get(pair); err != nil || name != "second" {
+		t.Errorf("after renewal: got certificate %q, %v", name, err)
+	}
+}
+
+func TestNewReportsAllFaults(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("- nam: x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := New(t.Context(), config.Config{
+		Listen: "127.0.0.1:0", Stores: []string{config.StoreNone}, CacheDir: file, Upstreams: file,
+	}, "test", slog.New(slog.DiscardHandler))
+	if err == nil {
+		t.Fatal("a file as cache directory and a wrong upstream file were accepted")
+	}
+	t.Log(err)
+}

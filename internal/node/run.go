@@ -1,0 +1,200 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A stop takes at most drainFor for what is being served and releaseFor for transfers: under ten seconds together, which
+// is what init systems and orchestrators give at least.
+const (
+	drainFor   = 7 * time.Second
+	releaseFor = 2 * time.Second
+)
+
+// A door is a listener and what answers there.
+type door struct {
+	name    string
+	addr    string
+	tls     *tls.Config // nil: plain
+	handler http.Handler
+
+	listener net.Listener
+	server   *http.Server
+}
+
+func (d *door) open(ctx context.Context, log *slog.Logger) error {
+	var conf net.ListenConfig
+	l, err := conf.Listen(ctx, "tcp", d.addr)
+	if err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("%s door: %s is in use; stop what listens there or set %s", d.name, d.addr, d.flag())
+		}
+		return fmt.Errorf("%s door: %w", d.name, err)
+	}
+	d.listener = l
+	d.server = &http.Server{
+		Handler:           d.handler,
+		TLSConfig:         d.tls,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       time.Minute, // bodies are not read
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	return nil
+}
+
+func (d *door) flag() string {
+	if d.name == "node" {
+		return "--listen"
+	}
+	return "--" + d.name + "-listen"
+}
+
+func (d *door) serve(context.Context) error {
+	var err error
+	if d.tls != nil {
+		err = d.server.ServeTLS(d.listener, "", "")
+	} else {
+		err = d.server.Serve(d.listener)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("%s door: %w", d.name, err)
+}
+
+// close drains the door until ctx ends, then cuts what is left.
+func (d *door) close(ctx context.Context) {
+	_ = d.listener.Close() // in case it never served; else Shutdown does it again
+	if d.server.Shutdown(ctx) != nil {
+		_ = d.server.Close() // of connections that are to be cut
+	}
+}
+
+// Run serves until ctx ends, and then drains and releases everything. SIGHUP reads upstreams and certificates again.
+func (n *Node) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := n.listen(ctx); err != nil {
+		return errors.Join(err, n.stop(&sync.WaitGroup{}))
+	}
+	var wg sync.WaitGroup
+	work := func(do func(context.Context) error) {
+		wg.Go(func() {
+			if err := do(ctx); err != nil && ctx.Err() == nil {
+				cancel(err) // one part that cannot go on ends the whole
+			}
+		})
+	}
+	for _, d := range n.doors {
+		work(d.serve)
+	}
+	if n.runtime != nil {
+		work(n.runtime.Run)
+	}
+	work(n.reload)
+	n.ready(ctx)
+	<-ctx.Done()
+	err := context.Cause(ctx)
+	if errors.Is(err, context.Canceled) {
+		err = nil // asked to stop
+	}
+	return errors.Join(err, n.stop(&wg))
+}
+
+func (n *Node) listen(ctx context.Context) error {
+	var errs []error
+	for _, d := range n.doors {
+		if err := d.open(ctx, n.log); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		n.log.InfoContext(ctx, "listening", "door", d.name, "addr", d.listener.Addr().String(), "tls", d.tls != nil)
+	}
+	return errors.Join(errs...)
+}
+
+// ready tells the world.
+func (n *Node) ready(ctx context.Context) {
+	if host, _, err := net.SplitHostPort(n.cfg.Listen); err == nil && !isLoopback(host) && n.cfg.TLSClientCA == "" {
+		n.log.WarnContext(ctx, "the node door is open to the network: whoever reaches it pulls through this node, with this node's credentials")
+	}
+	n.log.InfoContext(ctx, "ready", "version", n.version, "cache", n.cfg.CacheDir, "runtime", n.runtimeName(), "air_gapped", n.cfg.AirGapped)
+	notify("READY=1")
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || (ip != nil && ip.IsLoopback())
+}
+
+// stop drains all doors at once and lets go of everything.
+func (n *Node) stop(wg *sync.WaitGroup) error {
+	notify("STOPPING=1")
+	n.log.Info("stopping")
+	ctx, cancel := context.WithTimeout(context.Background(), drainFor)
+	defer cancel()
+	var doors sync.WaitGroup
+	for _, d := range n.doors {
+		if d.listener != nil {
+			doors.Go(func() { d.close(ctx) })
+		}
+	}
+	doors.Wait()
+	wg.Wait()
+	ctx, cancel = context.WithTimeout(context.Background(), releaseFor)
+	defer cancel()
+	return n.release(ctx)
+}
+
+// notify tells systemd's notification socket, if there is one (sd_notify(3)).
+func notify(state string) {
+	addr := os.Getenv("NOTIFY_SOCKET")
+	if addr == "" {
+		return
+	}
+	if strings.HasPrefix(addr, "@") {
+		addr = "\x00" + addr[1:]
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: addr, Net: "unixgram"})
+	if err != nil {
+		return // a supervisor that does not listen does not wait either
+	}
+	defer conn.Close()
+	_, _ = conn.Write([]byte(state))
+}
+
+// reload reads files again when they changed, or on SIGHUP. What is wrong is logged, and the old stays in force.
+func (n *Node) reload(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		asked := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hup:
+			asked = true
+		case <-tick.C:
+		}
+		for i := range n.watched {
+			n.watched[i].look(n.log, asked)
+		}
+	}
+}
