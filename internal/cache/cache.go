@@ -47,12 +47,13 @@ type Cache struct {
 
 	settle sync.RWMutex // held for writing while images are evicted, for reading while content is kept
 
-	mu         sync.Mutex // guards all below
-	index      map[string]entry
-	pending    map[string]oci.Digest   // names of manifests that are not here yet
-	children   map[oci.Digest]struct{} // manifests named by an index that was kept
-	mediaTypes map[oci.Digest]string   // of manifests
-	dirty      bool                    // index differs from the file
+	files chain.Blobs
+
+	mu       sync.Mutex // guards all below
+	index    map[string]entry
+	pending  map[string]oci.Digest   // names of manifests that are not here yet
+	children map[oci.Digest]struct{} // manifests named by an index that was kept
+	dirty    bool                    // index differs from the file
 
 	write chan struct{} // asks the keeper to write the index
 	full  chan struct{} // asks the keeper to evict
@@ -80,7 +81,7 @@ func Open(c Config) (*Cache, error) {
 		c.Metrics = metrics.NewSet()
 	}
 	k := &Cache{
-		c: c, pending: make(map[string]oci.Digest), children: make(map[oci.Digest]struct{}), mediaTypes: make(map[oci.Digest]string),
+		c: c, files: chain.Blobs{Source: "cache"}, pending: make(map[string]oci.Digest), children: make(map[oci.Digest]struct{}),
 		write: make(chan struct{}, 1), full: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 		hits:    c.Metrics.NewCounter("pier_cache_hits_total"),
 		misses:  c.Metrics.NewCounter("pier_cache_misses_total"),
@@ -110,9 +111,7 @@ func (k *Cache) path(elem ...string) string {
 	return filepath.Join(append([]string{k.c.Dir}, elem...)...)
 }
 
-func (k *Cache) blobPath(d oci.Digest) string {
-	return k.path("blobs", d.Algorithm().String(), d.Encoded())
-}
+func (k *Cache) blobPath(d oci.Digest) string { return chain.BlobPath(k.c.Dir, d) }
 
 // acquire takes the lock that lasts as long as the process.
 func (k *Cache) acquire() error {
@@ -253,77 +252,16 @@ func (k *Cache) Open(_ context.Context, ref oci.Reference, offset, length int64)
 // enough to cost nothing.
 const touchAfter = time.Minute
 
-// peek opens the file of a digest, which is no use of it.
-func (k *Cache) peek(dgst oci.Digest) (f *os.File, desc oci.Descriptor, used time.Time, err error) {
-	f, err = os.Open(k.blobPath(dgst))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, desc, used, fmt.Errorf("cache: %s: %w", dgst, oci.ErrNotFound)
-	}
-	if err != nil {
-		return nil, desc, used, fmt.Errorf("cache: %w", err)
-	}
-	info, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return nil, desc, used, fmt.Errorf("cache: %w", err)
-	}
-	desc = oci.Descriptor{MediaType: "application/octet-stream", Digest: dgst, Size: info.Size(), Source: "cache"}
-	return f, desc, info.ModTime(), nil
-}
-
 // open opens the file of ref.Digest, describes it and notes that it was used.
 func (k *Cache) open(ref oci.Reference) (*os.File, oci.Descriptor, error) {
-	f, desc, used, err := k.peek(ref.Digest)
+	f, desc, used, err := k.files.Open(k.c.Dir, ref)
 	if err != nil {
 		return nil, desc, err
-	}
-	if ref.Kind == oci.Manifest {
-		if desc.MediaType, err = k.mediaType(f, desc); err != nil {
-			f.Close()
-			return nil, oci.Descriptor{}, err
-		}
 	}
 	if now := time.Now(); now.Sub(used) > touchAfter {
 		_ = os.Chtimes(f.Name(), now, now) // a read-only directory still serves
 	}
 	return f, desc, nil
-}
-
-// mediaType tells what manifest f holds, and leaves f at its beginning.
-func (k *Cache) mediaType(f *os.File, desc oci.Descriptor) (string, error) {
-	k.mu.Lock()
-	mt, ok := k.mediaTypes[desc.Digest]
-	k.mu.Unlock()
-	if ok {
-		return mt, nil
-	}
-	info, err := readManifest(f, desc)
-	if err != nil {
-		return "", err
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return "", fmt.Errorf("cache: %w", err)
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	remember(k.mediaTypes, desc.Digest, info.MediaType)
-	return info.MediaType, nil
-}
-
-// readManifest parses f. Content that is no manifest is [oci.ErrNotFound]: nobody can have asked for it as one.
-func readManifest(f *os.File, desc oci.Descriptor) (oci.ManifestInfo, error) {
-	if desc.Size > oci.MaxManifest {
-		return oci.ManifestInfo{}, fmt.Errorf("cache: %s is no manifest: %w", desc.Digest, oci.ErrNotFound)
-	}
-	b := make([]byte, desc.Size)
-	if _, err := f.ReadAt(b, 0); err != nil && err != io.EOF {
-		return oci.ManifestInfo{}, fmt.Errorf("cache: %w", err)
-	}
-	info, err := oci.ParseManifest(b)
-	if err != nil {
-		return oci.ManifestInfo{}, fmt.Errorf("cache: %s: %w: %w", desc.Digest, err, oci.ErrNotFound)
-	}
-	return info, nil
 }
 
 // remember adds to one of the maps that only save work, and forgets anything else where it is full.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"pier/internal/chain"
 	"pier/internal/oci"
 )
 
@@ -140,10 +141,10 @@ func (k *Cache) manifest(d oci.Digest, size int64) (oci.ManifestInfo, error) {
 	if size > oci.MaxManifest {
 		return oci.ManifestInfo{}, oci.ErrNotFound
 	}
-	f, desc, _, err := k.peek(d)
+	f, desc, _, err := k.files.Open(k.c.Dir, oci.Reference{Kind: oci.Blob, Digest: d})
 	if err != nil {
 		return oci.ManifestInfo{}, err
 	}
-	info, err := readManifest(f, desc)
+	info, err := chain.ReadManifest(f, desc)
 	return info, errors.Join(err, f.Close())
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"pier/internal/chain"
 	"pier/internal/oci"
 )
 
@@ -132,7 +133,6 @@ func (k *Cache) Tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor)
 func (k *Cache) arrived(ref oci.Reference, desc oci.Descriptor, info oci.ManifestInfo) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	remember(k.mediaTypes, desc.Digest, info.MediaType)
 	for _, child := range info.Manifests {
 		remember(k.children, child.Digest, struct{}{})
 	}
@@ -162,7 +162,6 @@ func (k *Cache) arrived(ref oci.Reference, desc oci.Descriptor, info oci.Manifes
 func (k *Cache) forget(dgst oci.Digest) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	delete(k.mediaTypes, dgst)
 	for name, e := range k.index {
 		if e.Digest == dgst {
 			delete(k.index, name)
@@ -239,7 +238,7 @@ func (k *Cache) describeReferrer(dgst oci.Digest) (v1.Descriptor, error) {
 		return v1.Descriptor{}, err
 	}
 	defer f.Close()
-	info, err := readManifest(f, desc)
+	info, err := chain.ReadManifest(f, desc)
 	return v1.Descriptor{
 		MediaType: info.MediaType, Digest: dgst, Size: desc.Size, ArtifactType: info.ArtifactType, Annotations: info.Annotations,
 	}, err

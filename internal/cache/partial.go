@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"pier/internal/chain"
 	"pier/internal/oci"
 )
 
@@ -50,7 +51,7 @@ func (p *partial) commit(ref oci.Reference, desc oci.Descriptor) error {
 	var info oci.ManifestInfo
 	if ref.Kind == oci.Manifest {
 		var err error
-		if info, err = readManifest(p.f, desc); err != nil {
+		if info, err = chain.ReadManifest(p.f, desc); err != nil {
 			return err
 		}
 	}

@@ -515,3 +515,49 @@ func TestFreshLists(t *testing.T) {
 		t.Errorf("air-gapped: got %v, %v", tags, err)
 	}
 }
+
+func TestBlobs(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "blobs", "sha256"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	keep := func(s string) oci.Reference {
+		dgst := ocitest.Digest([]byte(s))
+		if err := os.WriteFile(BlobPath(root, dgst), []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return app.WithDigest(dgst)
+	}
+	index := keep(`{"schemaVersion":2,"manifests":[]}`)
+	b := &Blobs{Source: "test"}
+	f, desc, _, err := b.Open(root, index)
+	if err != nil || desc.MediaType != "application/vnd.oci.image.index.v1+json" || desc.Source != "test" {
+		t.Fatalf("index: got %+v, %v", desc, err)
+	}
+	defer f.Close()
+	for what, ref := range map[string]oci.Reference{
+		"no manifest": keep("a layer"), "too large": keep(strings.Repeat(" ", oci.MaxManifest) + "{}"), "absent": app.WithDigest(ocitest.Absent),
+	} {
+		if _, _, _, err := b.Open(root, ref); !errors.Is(err, oci.ErrNotFound) || errors.Is(err, oci.ErrUnsupported) {
+			t.Errorf("%s: got error %v, want ErrNotFound alone", what, err)
+		}
+	}
+	if _, _, _, err := b.Open(root, app.WithDigest("sha256:../../etc/passwd")); !errors.Is(err, oci.ErrDigestInvalid) {
+		t.Errorf("got error %v, want ErrDigestInvalid", err)
+	}
+	if err := os.Mkdir(BlobPath(root, ocitest.Absent), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := b.Open(root, app.WithDigest(ocitest.Absent)); err == nil || errors.Is(err, oci.ErrNotFound) {
+		t.Errorf("a directory where a file should be: got error %v, want a fault", err)
+	}
+	for i := range maxTypes + 10 {
+		desc.Digest = ocitest.Digest([]byte{byte(i), byte(i >> 8)})
+		if _, err := b.mediaType(f, desc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(b.types); n > maxTypes {
+		t.Errorf("%d media types remembered, want at most %d", n, maxTypes)
+	}
+}

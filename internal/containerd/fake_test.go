@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"pier/internal/chain"
 	"pier/internal/oci"
 	"pier/internal/oci/ocitest"
 )
@@ -92,7 +93,7 @@ func (f *fake) stop() {
 func (f *fake) blob(t *testing.T, b []byte) oci.Digest {
 	t.Helper()
 	dgst := ocitest.Digest(b)
-	if err := os.WriteFile(blobPath(f.content, dgst), b, 0o644); err != nil {
+	if err := os.WriteFile(chain.BlobPath(f.content, dgst), b, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return dgst

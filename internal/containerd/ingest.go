@@ -15,6 +15,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"pier/internal/chain"
 	"pier/internal/oci"
 )
 
@@ -83,7 +84,7 @@ func (i ingest) Open(ctx context.Context, ref oci.Reference, offset, length int6
 		end = offset + length
 	}
 	return &tail{
-		ctx: ctx, file: f, dgst: ref.Digest, blob: blobPath(i.store.root(), ref.Digest),
+		ctx: ctx, file: f, dgst: ref.Digest, blob: chain.BlobPath(i.store.root(), ref.Digest),
 		pos: offset, end: end, total: a.total, changed: time.Now(),
 	}, a.descriptor(ref.Digest), nil
 }

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pier/internal/chain"
 	"pier/internal/oci"
 	"pier/internal/oci/ocitest"
 )
@@ -76,7 +77,7 @@ func (p *pull) truncate() {
 func (p *pull) commit() {
 	p.t.Helper()
 	p.must(os.MkdirAll(filepath.Join(p.root, "blobs", "sha256"), 0o755))
-	p.must(os.Rename(filepath.Join(p.dir, "data"), blobPath(p.root, p.dgst)))
+	p.must(os.Rename(filepath.Join(p.dir, "data"), chain.BlobPath(p.root, p.dgst)))
 	p.must(os.RemoveAll(p.dir))
 }
 

@@ -6,7 +6,6 @@ package containerd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -77,7 +76,7 @@ type Store struct {
 	version string       // of containerd; empty before it was first reached
 	names   *names       // replaced as a whole; nil before the first listing
 
-	types mediaTypes
+	blobs chain.Blobs
 }
 
 var (
@@ -108,7 +107,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if fi, err := os.Stat(root); err == nil && !fi.IsDir() {
 		return nil, fmt.Errorf("containerd: root %s is not a directory", root)
 	}
-	s := &Store{cfg: cfg, fixed: cfg.Root != "", content: contentRoot(root)}
+	s := &Store{cfg: cfg, fixed: cfg.Root != "", content: contentRoot(root), blobs: chain.Blobs{Source: source}}
 	if err := s.first(ctx); err != nil {
 		cfg.Log.DebugContext(ctx, "containerd not reached yet", "socket", cfg.Socket, "err", err)
 	}
@@ -159,11 +158,6 @@ func (s *Store) root() string {
 	return s.content
 }
 
-// blobPath returns where content is once it is complete.
-func blobPath(root string, dgst oci.Digest) string {
-	return filepath.Join(root, "blobs", dgst.Algorithm().String(), dgst.Encoded())
-}
-
 // Resolve implements [oci.Source]. It never asks containerd.
 func (s *Store) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, error) {
 	if ref.Digest == "" {
@@ -173,7 +167,7 @@ func (s *Store) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, e
 		}
 		ref.Digest = dgst
 	}
-	f, desc, err := s.open(ref)
+	f, desc, _, err := s.blobs.Open(s.root(), ref)
 	if err != nil {
 		return oci.Descriptor{}, err
 	}
@@ -182,7 +176,7 @@ func (s *Store) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, e
 
 // Open implements [oci.Source].
 func (s *Store) Open(_ context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
-	f, desc, err := s.open(ref)
+	f, desc, _, err := s.blobs.Open(s.root(), ref)
 	if err != nil {
 		return nil, oci.Descriptor{}, err
 	}
@@ -191,43 +185,6 @@ func (s *Store) Open(_ context.Context, ref oci.Reference, offset, length int64)
 		return nil, oci.Descriptor{}, fmt.Errorf("containerd: %s: %w", ref.Digest, err)
 	}
 	return rc, desc, nil
-}
-
-// open opens the content of ref.Digest and describes it. A file that is not there is [oci.ErrNotFound]; one that is and
-// cannot be read is a fault.
-func (s *Store) open(ref oci.Reference) (*os.File, oci.Descriptor, error) {
-	dgst, err := oci.ParseDigest(ref.Digest.String()) // it becomes part of a path
-	if err != nil {
-		return nil, oci.Descriptor{}, err
-	}
-	f, err := os.Open(blobPath(s.root(), dgst))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, oci.Descriptor{}, fmt.Errorf("containerd: %s: %w", dgst, oci.ErrNotFound)
-	}
-	if err != nil {
-		return nil, oci.Descriptor{}, fmt.Errorf("containerd: %w", err)
-	}
-	desc, err := s.describe(f, ref.Kind, dgst)
-	if err != nil {
-		f.Close()
-		return nil, oci.Descriptor{}, err
-	}
-	return f, desc, nil
-}
-
-func (s *Store) describe(f *os.File, kind oci.Kind, dgst oci.Digest) (oci.Descriptor, error) {
-	fi, err := f.Stat()
-	if err != nil {
-		return oci.Descriptor{}, fmt.Errorf("containerd: %w", err)
-	}
-	if !fi.Mode().IsRegular() {
-		return oci.Descriptor{}, fmt.Errorf("containerd: %s is no regular file", f.Name())
-	}
-	desc := oci.Descriptor{MediaType: "application/octet-stream", Digest: dgst, Size: fi.Size(), Source: source}
-	if kind == oci.Manifest {
-		desc.MediaType, err = s.types.of(f, desc)
-	}
-	return desc, err
 }
 
 // Tags implements [oci.Lister].
@@ -247,47 +204,4 @@ func (s *Store) Tags(_ context.Context, registry, repository string) ([]string, 
 // Referrers implements [oci.Lister]: containerd has no index of them.
 func (s *Store) Referrers(context.Context, oci.Reference) ([]v1.Descriptor, error) {
 	return nil, fmt.Errorf("containerd: referrers: %w", oci.ErrUnsupported)
-}
-
-// maxMediaTypes is how many manifests' media types are remembered: about 1 MB.
-const maxMediaTypes = 4096
-
-// mediaTypes remembers what manifests say of themselves, so that a manifest asked for again costs an open and a stat.
-type mediaTypes struct {
-	mu    sync.Mutex // guards known
-	known map[oci.Digest]string
-}
-
-// of returns the media type of the manifest in f. It returns an error wrapping [oci.ErrNotFound] for what is no manifest.
-func (m *mediaTypes) of(f *os.File, desc oci.Descriptor) (string, error) {
-	m.mu.Lock()
-	mediaType, ok := m.known[desc.Digest]
-	m.mu.Unlock()
-	if ok {
-		return mediaType, nil
-	}
-	if desc.Size > oci.MaxManifest {
-		return "", fmt.Errorf("containerd: %s: %d bytes are no manifest: %w", desc.Digest, desc.Size, oci.ErrNotFound)
-	}
-	b := make([]byte, desc.Size)
-	if _, err := io.ReadFull(io.NewSectionReader(f, 0, desc.Size), b); err != nil {
-		return "", fmt.Errorf("containerd: %s: %w", desc.Digest, err)
-	}
-	info, err := oci.ParseManifest(b)
-	if err != nil {
-		return "", fmt.Errorf("containerd: %s: %w: %s", desc.Digest, oci.ErrNotFound, err.Error()) // one class only
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.known == nil {
-		m.known = make(map[oci.Digest]string)
-	}
-	if len(m.known) >= maxMediaTypes {
-		for victim := range m.known { // any: it costs one more read when it is asked for again
-			delete(m.known, victim)
-			break
-		}
-	}
-	m.known[desc.Digest] = info.MediaType
-	return info.MediaType, nil
 }
