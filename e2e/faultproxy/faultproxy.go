@@ -189,6 +189,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f.drop {
 		panic(http.ErrAbortHandler)
 	}
+	if f.refuseRange && r.Header.Get("Range") != "" {
+		f.status = http.StatusRequestedRangeNotSatisfiable
+	}
 	if f.status != 0 {
 		for k, v := range f.header {
 			w.Header()[k] = v

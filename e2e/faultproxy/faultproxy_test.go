@@ -111,6 +111,15 @@ func TestFaults(t *testing.T) {
 			{"ignore range", IgnoreRange(), "bytes=16-31", func(r *http.Response, b []byte, _ error) bool {
 				return r.StatusCode == 200 && bytes.Equal(b, content)
 			}},
+			{"refuse range", RefuseRange(7), "bytes=16-31", func(r *http.Response, b []byte, _ error) bool {
+				return r.StatusCode == 416 && len(b) == 0 && r.Header.Get("Content-Range") == "bytes */7"
+			}},
+			{"refuse range, none asked for", RefuseRange(-1), "", func(r *http.Response, b []byte, _ error) bool {
+				return r.StatusCode == 200 && bytes.Equal(b, content)
+			}},
+			{"header", Header("Warning", "110 x"), "", func(r *http.Response, b []byte, _ error) bool {
+				return r.Header.Get("Warning") == "110 x" && bytes.Equal(b, content)
+			}},
 			{"no digest", NoDigest(), "", func(r *http.Response, _ []byte, _ error) bool {
 				return r.Header.Get("Docker-Content-Digest") == ""
 			}},

@@ -1,6 +1,7 @@
 package faultproxy
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -74,6 +75,8 @@ type faults struct {
 	status      int
 	header      http.Header
 	ignoreRange bool
+	refuseRange bool
+	set         http.Header // of the answer, over what it has
 	noDigest    bool
 	lengthDelta int64
 	noLength    bool
@@ -127,6 +130,26 @@ func Unauthorized(challenge string) Fault {
 
 // IgnoreRange answers a request for a range with 200 and the whole.
 func IgnoreRange() Fault { return func(f *faults) { f.ignoreRange = true } }
+
+// RefuseRange answers a request for a range with 416, whatever the range, and says the size in Content-Range only where
+// size is not negative.
+func RefuseRange(size int64) Fault {
+	h := http.Header{}
+	if size >= 0 {
+		h.Set("Content-Range", fmt.Sprintf("bytes */%d", size))
+	}
+	return func(f *faults) { f.refuseRange, f.header = true, h }
+}
+
+// Header sets a header of the answer.
+func Header(name, value string) Fault {
+	return func(f *faults) {
+		if f.set == nil {
+			f.set = http.Header{}
+		}
+		f.set.Set(name, value)
+	}
+}
 
 // NoDigest drops the Docker-Content-Digest header.
 func NoDigest() Fault { return func(f *faults) { f.noDigest = true } }

@@ -34,6 +34,9 @@ func (w *writer) WriteHeader(status int) {
 	}
 	w.wrote = true
 	h := w.Header()
+	for name, values := range w.faults.set {
+		h[name] = values
+	}
 	if w.faults.noDigest {
 		h.Del("Docker-Content-Digest")
 	}

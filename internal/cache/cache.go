@@ -53,10 +53,12 @@ type Cache struct {
 	index    map[string]entry
 	pending  map[string]oci.Digest   // names of manifests that are not here yet
 	children map[oci.Digest]struct{} // manifests named by an index that was kept
+	active   map[string]struct{}     // names of the partial files of transfers that run
 	dirty    bool                    // index differs from the file
 
 	write chan struct{} // asks the keeper to write the index
 	full  chan struct{} // asks the keeper to evict
+	swept chan struct{} // asks the keeper to sweep partial files
 	stop  chan struct{}
 	done  chan struct{}
 }
@@ -81,8 +83,8 @@ func Open(c Config) (*Cache, error) {
 		c.Metrics = metrics.NewSet()
 	}
 	k := &Cache{
-		c: c, files: chain.Blobs{Source: "cache"}, pending: make(map[string]oci.Digest), children: make(map[oci.Digest]struct{}),
-		write: make(chan struct{}, 1), full: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+		c: c, files: chain.Blobs{Source: "cache"}, pending: make(map[string]oci.Digest), children: make(map[oci.Digest]struct{}), active: make(map[string]struct{}),
+		write: make(chan struct{}, 1), full: make(chan struct{}, 1), swept: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 		hits:    c.Metrics.NewCounter("pier_cache_hits_total"),
 		misses:  c.Metrics.NewCounter("pier_cache_misses_total"),
 		evicted: c.Metrics.NewCounter("pier_cache_evicted_bytes_total"),
@@ -141,10 +143,17 @@ func (k *Cache) load() error {
 			return err
 		}
 	}
+	left, err := filepath.Glob(k.path(".new-*")) // what a crash left of writeFile
+	if err != nil {
+		return err
+	}
+	for _, f := range left {
+		_ = os.Remove(f) // it is in nobody's way
+	}
 	if err := k.loadIndex(); err != nil {
 		return err
 	}
-	if err := k.dropOldPartials(); err != nil {
+	if err := k.sweepPartials(); err != nil {
 		return err
 	}
 	return k.each(func(_ oci.Digest, info fs.FileInfo) {
@@ -193,10 +202,21 @@ func (k *Cache) Close() error {
 // keep is the goroutine that writes the index and evicts, one request for many.
 func (k *Cache) keep() {
 	defer close(k.done)
+	hourly := time.NewTicker(time.Hour)
+	defer hourly.Stop()
+	sweep := func() {
+		if err := k.sweepPartials(); err != nil {
+			k.c.Log.Error("partial files not swept", "err", err)
+		}
+	}
 	for {
 		select {
 		case <-k.stop:
 			return
+		case <-hourly.C:
+			sweep()
+		case <-k.swept:
+			sweep()
 		case <-k.write:
 			if err := k.writeIndex(); err != nil {
 				k.c.Log.Error("cache index not written; after a restart new tags are unknown offline", "err", err)
@@ -227,24 +247,23 @@ func (k *Cache) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, e
 		}
 		ref.Digest = e.Digest
 	}
-	f, desc, err := k.open(ref)
-	if err != nil {
-		return oci.Descriptor{}, err
+	desc, used, err := k.files.Stat(k.c.Dir, ref)
+	if err == nil {
+		k.touch(ref.Digest, used)
 	}
-	return desc, f.Close()
+	return desc, err
 }
 
 // Open implements [oci.Source].
 func (k *Cache) Open(_ context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
-	f, desc, err := k.open(ref)
-	if err != nil {
-		if errors.Is(err, oci.ErrNotFound) {
-			k.misses.Inc()
-		}
-		return nil, desc, err
+	rc, desc, used, err := k.files.Open(k.c.Dir, ref, offset, length)
+	switch {
+	case err == nil:
+		k.hits.Inc()
+		k.touch(ref.Digest, used)
+	case errors.Is(err, oci.ErrNotFound):
+		k.misses.Inc()
 	}
-	k.hits.Inc()
-	rc, err := chain.File(f, desc.Size, offset, length)
 	return rc, desc, err
 }
 
@@ -252,16 +271,11 @@ func (k *Cache) Open(_ context.Context, ref oci.Reference, offset, length int64)
 // enough to cost nothing.
 const touchAfter = time.Minute
 
-// open opens the file of ref.Digest, describes it and notes that it was used.
-func (k *Cache) open(ref oci.Reference) (*os.File, oci.Descriptor, error) {
-	f, desc, used, err := k.files.Open(k.c.Dir, ref)
-	if err != nil {
-		return nil, desc, err
-	}
+// touch notes that content was used, whose file says when that was last.
+func (k *Cache) touch(dgst oci.Digest, used time.Time) {
 	if now := time.Now(); now.Sub(used) > touchAfter {
-		_ = os.Chtimes(f.Name(), now, now) // a read-only directory still serves
+		_ = os.Chtimes(k.blobPath(dgst), now, now) // a read-only directory still serves
 	}
-	return f, desc, nil
 }
 
 // remember adds to one of the maps that only save work, and forgets anything else where it is full.
@@ -300,14 +314,26 @@ func (k *Cache) drop(dgst oci.Digest) error {
 	return nil
 }
 
-// Blame implements [oci.Blamer]: wrong content of ours is deleted, so that it is fetched again.
+// Blame implements [oci.Blamer]: content of ours that is wrong, or cannot be read, is deleted, so that it is fetched again. It
+// is looked at once more before: whoever complains may hold a copy that was replaced since.
 func (k *Cache) Blame(ref oci.Reference, origin string) {
-	if origin != "cache" {
+	if origin != "cache" || k.intact(ref.Digest) {
 		return
 	}
 	if err := k.Delete(context.Background(), ref.Digest); err != nil {
 		k.c.Log.Error("damaged content not deleted; delete the file by hand", "file", k.blobPath(ref.Digest), "err", err)
 	}
+}
+
+func (k *Cache) intact(dgst oci.Digest) bool {
+	f, err := os.Open(k.blobPath(dgst))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	h := dgst.Algorithm().Hash()
+	_, err = io.Copy(h, f)
+	return err == nil && chain.Matches(h, dgst)
 }
 
 // Size returns how many bytes of content are kept, and in how many blobs.

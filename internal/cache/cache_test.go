@@ -41,7 +41,7 @@ func shut(t *testing.T, k *Cache) {
 func keep(t *testing.T, k *Cache, ref pier.Reference, mediaType string, b []byte) pier.Descriptor {
 	t.Helper()
 	desc := pier.Descriptor{MediaType: mediaType, Digest: ocitest.Digest(b), Size: int64(len(b))}
-	p, err := k.Begin(desc.Digest)
+	p, err := k.Begin(ref.WithDigest(desc.Digest))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,8 +209,15 @@ func TestReferrers(t *testing.T) {
 	if err := k.Delete(t.Context(), desc.Digest); err != nil {
 		t.Fatal(err)
 	}
+	k.c.MaxBytes = 1
 	if list, err := k.Referrers(t.Context(), ref); err != nil || len(list) != 0 {
 		t.Errorf("after the artifact went: got %+v, %v", list, err)
+	}
+	if err := k.evict(); err != nil {
+		t.Fatal(err)
+	}
+	if marks, err := os.ReadDir(k.path("pier", "referrers")); err != nil || len(marks) != 0 {
+		t.Errorf("marks left after an eviction: %v, %v", marks, err)
 	}
 }
 
@@ -357,7 +364,7 @@ func TestOldPartialsGo(t *testing.T) {
 	dir := t.TempDir()
 	k := open(t, dir, 0)
 	for i, by := range []time.Duration{time.Hour, 25 * time.Hour} {
-		p, err := k.Begin(ocitest.Digest([]byte{byte(i)}))
+		p, err := k.Begin(pier.Reference{Digest: ocitest.Digest([]byte{byte(i)})})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -373,5 +380,194 @@ func TestOldPartialsGo(t *testing.T) {
 	left, err := os.ReadDir(k.path("pier", "partial"))
 	if err != nil || len(left) != 1 {
 		t.Errorf("partial files left: %v, %v; want the one that is an hour old", left, err)
+	}
+}
+
+// What a large layer left is the one worth resuming, whatever its share of the limit.
+func TestTheNewestPartialStays(t *testing.T) {
+	dir := t.TempDir()
+	ref := pier.Reference{Registry: "registry.test", Kind: pier.Blob, Digest: ocitest.Absent}
+	left := func(k *Cache) int64 {
+		t.Helper()
+		p, err := k.Begin(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.File().Close()
+		info, err := p.File().Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	k := open(t, dir, 10<<20)
+	p, err := k.Begin(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.File().Write(make([]byte, 2<<20)); err != nil {
+		t.Fatal(err)
+	}
+	p.File().Close()
+	shut(t, k) // as after a kill: nobody settled it
+	k = open(t, dir, 10<<20)
+	defer shut(t, k)
+	if n := left(k); n != 2<<20 {
+		t.Errorf("after a restart %d bytes are left, want all", n)
+	}
+	if err := p.Suspend(); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.sweepPartials(); err != nil {
+		t.Fatal(err)
+	}
+	if n := left(k); n != 2<<20 {
+		t.Errorf("after a sweep %d bytes are left, want all", n)
+	}
+}
+
+// Files of interrupted transfers are bounded, and those of running ones are left alone.
+func TestPartialsAreBounded(t *testing.T) {
+	k := open(t, t.TempDir(), 10<<20)
+	defer shut(t, k)
+	var running string
+	for i := range 20 {
+		p, err := k.Begin(pier.Reference{Kind: pier.Blob, Digest: ocitest.Digest([]byte{byte(i)})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.File().Write(make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		p.File().Close()
+		if i == 0 {
+			running = p.File().Name()
+			continue
+		}
+		k.settled(p.(*partial).name)
+	}
+	if err := k.sweepPartials(); err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(k.path("pier", "partial"))
+	if err != nil || len(files) != 2 {
+		t.Errorf("%d files left, error %v; want the running one and a tenth of the limit", len(files), err)
+	}
+	if _, err := os.Stat(running); err != nil {
+		t.Errorf("the running transfer's file: %v", err)
+	}
+}
+
+// Two registries may bring the same content at once. It is counted once.
+func TestTwoCommitsOfOneDigest(t *testing.T) {
+	k := open(t, t.TempDir(), 0)
+	defer shut(t, k)
+	for i := range 100 {
+		b := fmt.Append(nil, "blob ", i)
+		done := make(chan error, 2)
+		for _, host := range []string{"a.test", "b.test"} {
+			ref := pier.Reference{Registry: host, Kind: pier.Blob, Digest: ocitest.Digest(b)}
+			p, err := k.Begin(ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.File().Write(b); err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				defer p.File().Close()
+				done <- p.Commit(ref, pier.Descriptor{Digest: ref.Digest, Size: int64(len(b))})
+			}()
+		}
+		if err := errors.Join(<-done, <-done); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, n := k.Size(); n != 100 {
+		t.Errorf("%d blobs counted, want 100", n)
+	}
+}
+
+// An older manifest that comes late must not take a tag back.
+func TestATagDoesNotMoveBack(t *testing.T) {
+	k := open(t, t.TempDir(), 0)
+	defer shut(t, k)
+	ref, _ := pier.ParseReference("registry.test/app:latest", "")
+	now := keepImage(t, k, "registry.test/app:now", ocitest.Bytes(1, 10))
+	var mem ocitest.Memory
+	old := mem.Image(ref, ocitest.Bytes(2, 10))
+	for _, d := range []pier.Digest{old.Digest, now[0]} { // the registry said first this, then that
+		if err := k.Tag(t.Context(), ref, pier.Descriptor{Digest: d}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, _, err := ocitest.ReadAll(t.Context(), &mem, ref.WithDigest(old.Digest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pinned := ref
+	pinned.Tag = ""
+	keep(t, k, pinned, old.MediaType, b)
+	if desc, err := k.Resolve(t.Context(), ref); err != nil || desc.Digest != now[0] {
+		t.Errorf("got %+v, %v; want %s", desc, err, now[0])
+	}
+}
+
+// Whoever complains of a copy that was replaced since must not cost the good one.
+func TestBlameIsLookedInto(t *testing.T) {
+	k := open(t, t.TempDir(), 0)
+	defer shut(t, k)
+	b := ocitest.Bytes(1, 1000)
+	ref := pier.Reference{Registry: "registry.test", Kind: pier.Blob}
+	ref.Digest = keep(t, k, ref, "", b).Digest
+	k.Blame(ref, "cache")
+	if !has(k, ref.Digest) {
+		t.Error("a good copy was deleted")
+	}
+	if err := os.WriteFile(k.blobPath(ref.Digest), b[1:], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k.Blame(ref, "another source")
+	if !has(k, ref.Digest) {
+		t.Error("another source's fault cost our copy")
+	}
+	k.Blame(ref, "cache")
+	if has(k, ref.Digest) {
+		t.Error("a damaged copy is still there")
+	}
+}
+
+// Names and files that a crash leaves behind go at the next start.
+func TestWhatACrashLeaves(t *testing.T) {
+	dir := t.TempDir()
+	k := open(t, dir, 0)
+	gone := keepImage(t, k, "registry.test/app:gone", ocitest.Bytes(1, 10))
+	keepImage(t, k, "registry.test/app:here", ocitest.Bytes(2, 10))
+	shut(t, k)
+	half := filepath.Join(dir, ".new-123")
+	if err := errors.Join(os.Remove(k.blobPath(gone[0])), os.WriteFile(half, []byte("{"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	k = open(t, dir, 0)
+	defer shut(t, k)
+	if tags, err := k.Tags(t.Context(), "registry.test", "app"); err != nil || !slices.Equal(tags, []string{"here"}) {
+		t.Errorf("tags %v, %v; want here alone", tags, err)
+	}
+	if _, err := os.Stat(half); err == nil {
+		t.Error("half a file is still there")
+	}
+}
+
+// A registry may name one manifest without end.
+func TestNamesAreBounded(t *testing.T) {
+	k := open(t, t.TempDir(), 0)
+	defer shut(t, k)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i := range maxNames + 10 {
+		k.name(fmt.Sprint("registry.test/app:", i), entry{Digest: ocitest.Absent})
+	}
+	if len(k.index) != maxNames {
+		t.Errorf("%d names, want %d", len(k.index), maxNames)
 	}
 }

@@ -2,12 +2,10 @@ package cache
 
 import (
 	"cmp"
-	"errors"
 	"io/fs"
 	"slices"
 	"time"
 
-	"pier/internal/chain"
 	"pier/internal/oci"
 )
 
@@ -23,19 +21,23 @@ type file struct {
 	used time.Time
 }
 
+// slack is the part of the limit that an eviction frees beyond need, so that not every blob that comes causes one: each
+// reads all manifests.
+const slack = 100 // a hundredth
+
 // evict deletes the least recently used images until the content fits. What a kept image needs stays.
 func (k *Cache) evict() error {
 	k.settle.Lock()
 	defer k.settle.Unlock()
-	before := k.bytes.Load()
 	images, needed, err := k.images()
 	if err != nil {
 		return err
 	}
+	before := k.bytes.Load()
 	slices.SortFunc(images, func(a, b image) int { return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.root, b.root)) })
 	gone := 0
 	for _, img := range images {
-		if k.bytes.Load() <= k.c.MaxBytes {
+		if k.bytes.Load() <= k.c.MaxBytes-k.c.MaxBytes/slack {
 			break
 		}
 		gone++
@@ -47,6 +49,9 @@ func (k *Cache) evict() error {
 				return err
 			}
 		}
+	}
+	if err := k.dropMarks(); err != nil {
+		return err
 	}
 	freed := before - k.bytes.Load()
 	k.evicted.Add(int(freed))
@@ -61,6 +66,12 @@ func (k *Cache) images() ([]image, map[oci.Digest]int, error) {
 	if err := k.each(func(d oci.Digest, info fs.FileInfo) { files[d] = file{info.Size(), info.ModTime()} }); err != nil {
 		return nil, nil, err
 	}
+	var total int64
+	for _, f := range files {
+		total += f.size
+	}
+	k.bytes.Store(total) // whatever happened to the directory meanwhile, this is what is there
+	k.blobs.Store(int64(len(files)))
 	roots := make(map[oci.Digest]bool)
 	k.mu.Lock()
 	for _, e := range k.index {
@@ -120,7 +131,10 @@ func (k *Cache) image(root oci.Digest, files map[oci.Digest]file) image {
 		if used := files[d].used; used.After(img.used) {
 			img.used = used
 		}
-		info, err := k.manifest(d, files[d].size)
+		if files[d].size > oci.MaxManifest {
+			continue
+		}
+		info, _, err := k.files.Manifest(k.c.Dir, d)
 		if err != nil {
 			continue // a blob, or damaged: what it referred to is judged on its own
 		}
@@ -135,16 +149,4 @@ func (k *Cache) image(root oci.Digest, files map[oci.Digest]file) image {
 		}
 	}
 	return img
-}
-
-func (k *Cache) manifest(d oci.Digest, size int64) (oci.ManifestInfo, error) {
-	if size > oci.MaxManifest {
-		return oci.ManifestInfo{}, oci.ErrNotFound
-	}
-	f, desc, _, err := k.files.Open(k.c.Dir, oci.Reference{Kind: oci.Blob, Digest: d})
-	if err != nil {
-		return oci.ManifestInfo{}, err
-	}
-	info, err := chain.ReadManifest(f, desc)
-	return info, errors.Join(err, f.Close())
 }

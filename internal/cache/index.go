@@ -10,13 +10,13 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"pier/internal/chain"
 	"pier/internal/oci"
 )
 
@@ -57,11 +57,16 @@ func (k *Cache) loadIndex() error {
 	}
 	for _, d := range index.Manifests {
 		name := d.Annotations[v1.AnnotationRefName]
-		if _, err := oci.ParseDigest(d.Digest.String()); err == nil && name != "" {
-			k.index[name] = entry{d.MediaType, d.Digest, d.Size}
+		if _, err := oci.ParseDigest(d.Digest.String()); err != nil || name == "" {
+			continue
 		}
+		if _, err := os.Stat(k.blobPath(d.Digest)); err != nil {
+			k.dirty = true // a crash came between the file's end and the name's
+			continue
+		}
+		k.index[name] = entry{d.MediaType, d.Digest, d.Size}
 	}
-	return nil
+	return k.writeIndex()
 }
 
 // writeIndex writes index.json if it changed.
@@ -109,14 +114,24 @@ func (k *Cache) named(ref oci.Reference) (entry, bool) {
 	return e, ok
 }
 
+// names reports whether ref names dgst already, and nothing else is to come.
+func (k *Cache) names(ref oci.Reference, dgst oci.Digest) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	name := nameOf(ref)
+	_, waits := k.pending[name]
+	return k.index[name].Digest == dgst && !waits
+}
+
 // Tag implements [oci.Tagger]. A tag of a manifest that is not here takes effect when the manifest comes.
 func (k *Cache) Tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor) error {
-	if e, ok := k.named(ref); ok && e.Digest == desc.Digest {
+	if k.names(ref, desc.Digest) {
 		return nil
 	}
 	have, err := k.Resolve(ctx, ref.WithDigest(desc.Digest))
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	delete(k.pending, nameOf(ref)) // what it was to name once, it does not any more
 	switch {
 	case errors.Is(err, oci.ErrNotFound):
 		remember(k.pending, nameOf(ref), desc.Digest)
@@ -124,9 +139,23 @@ func (k *Cache) Tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor)
 	case err != nil:
 		return err
 	}
-	k.index[nameOf(ref)] = entry{have.MediaType, have.Digest, have.Size}
-	k.changed()
+	k.name(nameOf(ref), entry{have.MediaType, have.Digest, have.Size})
 	return nil
+}
+
+// maxNames bounds the names in the index, about 5 MB of memory: a registry may name one manifest without end.
+const maxNames = 20_000
+
+// name enters a name into the index, and forgets any other where it is full. The caller holds mu.
+func (k *Cache) name(name string, e entry) {
+	if _, known := k.index[name]; !known && len(k.index) >= maxNames {
+		for victim := range k.index {
+			delete(k.index, victim)
+			break
+		}
+	}
+	k.index[name] = e
+	k.changed()
 }
 
 // arrived gives a manifest that was just kept its names, and notes what it says of others.
@@ -134,19 +163,19 @@ func (k *Cache) arrived(ref oci.Reference, desc oci.Descriptor, info oci.Manifes
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, child := range info.Manifests {
-		remember(k.children, child.Digest, struct{}{})
+		if d, err := oci.ParseDigest(child.Digest.String()); err == nil {
+			remember(k.children, d, struct{}{})
+		}
 	}
 	e := entry{info.MediaType, desc.Digest, desc.Size}
 	_, child := k.children[desc.Digest]
 	if ref.Registry != "" && (ref.Tag != "" || !child) {
-		k.index[nameOf(ref)] = e
-		k.changed()
+		k.name(nameOf(ref), e)
 	}
 	for name, dgst := range k.pending {
 		if dgst == desc.Digest {
-			k.index[name] = e
+			k.name(name, e)
 			delete(k.pending, name)
-			k.changed()
 		}
 	}
 	if info.Subject == nil {
@@ -194,7 +223,7 @@ func (k *Cache) markReferrer(subject, dgst oci.Digest) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(dir+"/"+dgst.Algorithm().String()+"-"+dgst.Encoded(), os.O_CREATE|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(filepath.Join(dir, dgst.Algorithm().String()+"-"+dgst.Encoded()), os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
@@ -222,7 +251,7 @@ func (k *Cache) Referrers(_ context.Context, ref oci.Reference) ([]v1.Descriptor
 		}
 		d, err := k.describeReferrer(dgst)
 		if errors.Is(err, oci.ErrNotFound) {
-			continue // evicted: its mark comes to life again with it
+			continue // evicted; the mark goes with the next eviction, or lives again if it comes back
 		}
 		if err != nil {
 			return nil, err
@@ -232,14 +261,50 @@ func (k *Cache) Referrers(_ context.Context, ref oci.Reference) ([]v1.Descriptor
 	return list, nil
 }
 
+// maxDescribed is the size up to which a referrer's annotations are repeated in the list: many referrers of the largest
+// size must not make a list that nobody can hold.
+const maxDescribed = 64 << 10
+
 func (k *Cache) describeReferrer(dgst oci.Digest) (v1.Descriptor, error) {
-	f, desc, err := k.open(oci.Reference{Kind: oci.Manifest, Digest: dgst})
-	if err != nil {
-		return v1.Descriptor{}, err
+	info, desc, err := k.files.Manifest(k.c.Dir, dgst)
+	if desc.Size > maxDescribed {
+		info.Annotations = nil
 	}
-	defer f.Close()
-	info, err := chain.ReadManifest(f, desc)
 	return v1.Descriptor{
 		MediaType: info.MediaType, Digest: dgst, Size: desc.Size, ArtifactType: info.ArtifactType, Annotations: info.Annotations,
 	}, err
+}
+
+// dropMarks deletes the marks of referrers that are not here any more.
+func (k *Cache) dropMarks() error {
+	dirs, err := os.ReadDir(k.path("pier", "referrers"))
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		dir := k.path("pier", "referrers", d.Name())
+		marks, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		left := len(marks)
+		for _, mark := range marks {
+			dgst, err := oci.ParseDigest(strings.Replace(mark.Name(), "-", ":", 1))
+			if err == nil {
+				if _, err = os.Stat(k.blobPath(dgst)); err == nil {
+					continue
+				}
+			}
+			if err := os.Remove(filepath.Join(dir, mark.Name())); err != nil {
+				return err
+			}
+			left--
+		}
+		if left == 0 {
+			if err := os.Remove(dir); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -2,45 +2,79 @@ package cache
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"pier/internal/chain"
 	"pier/internal/oci"
 )
 
-// partialLife is how long the bytes of an interrupted transfer wait for the next.
-const partialLife = 24 * time.Hour
+// Files of interrupted transfers wait for the next one so long, and take at most so much of the cache's limit.
+const (
+	partialLife  = 24 * time.Hour
+	partialShare = 10 // a tenth
+)
 
 // Begin implements [oci.Spool].
-func (k *Cache) Begin(dgst oci.Digest) (oci.Partial, error) {
-	path := k.path("pier", "partial", dgst.Algorithm().String()+"-"+dgst.Encoded())
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+func (k *Cache) Begin(ref oci.Reference) (oci.Partial, error) {
+	from := sha256.Sum256([]byte(ref.Registry + " " + ref.Kind.String()))
+	name := fmt.Sprintf("%s-%s-%x", ref.Digest.Algorithm(), ref.Digest.Encoded(), from[:4])
+	k.mu.Lock()
+	k.active[name] = struct{}{}
+	k.mu.Unlock()
+	f, err := os.OpenFile(k.path("pier", "partial", name), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
+		k.settled(name)
 		return nil, fmt.Errorf("cache: %w", err)
 	}
-	return &partial{k, f}, nil
+	return &partial{k, f, name}, nil
 }
 
 type partial struct {
-	k *Cache
-	f *os.File
+	k    *Cache
+	f    *os.File
+	name string
 }
 
 func (p *partial) File() *os.File { return p.f }
-func (p *partial) Suspend() error { return nil }
-func (p *partial) Discard() error { return os.Remove(p.f.Name()) }
+
+// Suspend implements [oci.Partial].
+func (p *partial) Suspend() error {
+	p.k.settled(p.name)
+	select {
+	case p.k.swept <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// Discard implements [oci.Partial].
+func (p *partial) Discard() error {
+	err := os.Remove(p.f.Name())
+	p.k.settled(p.name)
+	return err
+}
+
+// settled notes that no transfer writes the file any more.
+func (k *Cache) settled(name string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.active, name)
+}
 
 // Commit implements [oci.Partial]: sync, rename, sync the directory; then the names.
 func (p *partial) Commit(ref oci.Reference, desc oci.Descriptor) error {
 	if err := p.commit(ref, desc); err != nil {
 		return errors.Join(fmt.Errorf("cache: %w", err), p.Discard())
 	}
+	p.k.settled(p.name)
 	p.k.checkFull()
 	return nil
 }
@@ -51,7 +85,9 @@ func (p *partial) commit(ref oci.Reference, desc oci.Descriptor) error {
 	var info oci.ManifestInfo
 	if ref.Kind == oci.Manifest {
 		var err error
-		if info, err = chain.ReadManifest(p.f, desc); err != nil {
+		if info, err = chain.ReadManifest(p.f, desc); errors.Is(err, oci.ErrNotFound) {
+			return fmt.Errorf("%w: %s", oci.ErrUnsupported, err.Error())
+		} else if err != nil {
 			return err
 		}
 	}
@@ -59,19 +95,29 @@ func (p *partial) commit(ref oci.Reference, desc oci.Descriptor) error {
 		return err
 	}
 	path := p.k.blobPath(desc.Digest)
-	_, had := os.Stat(path)
-	if err := os.Rename(p.f.Name(), path); err != nil {
+	if err := p.k.place(p.f.Name(), path, desc.Size); err != nil {
 		return err
-	}
-	if had != nil {
-		p.k.bytes.Add(desc.Size)
-		p.k.blobs.Add(1)
 	}
 	if err := syncDir(filepath.Dir(path)); err != nil {
 		return err
 	}
 	if ref.Kind == oci.Manifest {
 		return p.k.arrived(ref, desc, info)
+	}
+	return nil
+}
+
+// place renames a proven file to where content is, and counts it if it is new there.
+func (k *Cache) place(from, to string, size int64) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, absent := os.Stat(to)
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	if absent != nil {
+		k.bytes.Add(size)
+		k.blobs.Add(1)
 	}
 	return nil
 }
@@ -83,10 +129,13 @@ func (k *Cache) Put(_ context.Context, desc oci.Descriptor, r io.Reader) error {
 		return fmt.Errorf("cache: %w", err)
 	}
 	defer f.Close()
-	p := &partial{k, f}
+	p := &partial{k, f, filepath.Base(f.Name())}
+	k.mu.Lock()
+	k.active[p.name] = struct{}{}
+	k.mu.Unlock()
 	h := desc.Digest.Algorithm().Hash()
 	n, err := io.Copy(io.MultiWriter(f, h), r)
-	if err == nil && fmt.Sprintf("%x", h.Sum(nil)) != desc.Digest.Encoded() {
+	if err == nil && !chain.Matches(h, desc.Digest) {
 		err = fmt.Errorf("%s: %w", desc.Digest, oci.ErrDigestMismatch)
 	}
 	if err != nil {
@@ -100,21 +149,50 @@ func (k *Cache) Put(_ context.Context, desc oci.Descriptor, r io.Reader) error {
 	return p.Commit(ref, desc)
 }
 
-// dropOldPartials deletes what no transfer came back for.
-func (k *Cache) dropOldPartials() error {
+// sweepPartials deletes what no transfer came back for, and the oldest of the rest where it is too much.
+func (k *Cache) sweepPartials() error {
 	dir := k.path("pier", "partial")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
+	var waiting []fs.FileInfo
+	var bytes int64
+	k.mu.Lock()
 	for _, e := range entries {
-		info, err := e.Info()
-		if err != nil || time.Since(info.ModTime()) < partialLife {
+		if _, runs := k.active[e.Name()]; runs {
 			continue
 		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if info, err := e.Info(); err == nil {
+			waiting = append(waiting, info)
+			bytes += info.Size()
+		}
+	}
+	k.mu.Unlock()
+	slices.SortFunc(waiting, func(a, b fs.FileInfo) int { return a.ModTime().Compare(b.ModTime()) })
+	for i, info := range waiting {
+		// The newest stays whatever its size: a large layer is the one worth resuming.
+		tooMuch := k.c.MaxBytes > 0 && bytes > k.c.MaxBytes/partialShare && i < len(waiting)-1
+		if !tooMuch && time.Since(info.ModTime()) < partialLife {
+			break // the rest is younger
+		}
+		if err := k.dropPartial(dir, info.Name()); err != nil {
 			return err
 		}
+		bytes -= info.Size()
+	}
+	return nil
+}
+
+// dropPartial deletes a file unless a transfer began with it meanwhile.
+func (k *Cache) dropPartial(dir, name string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, runs := k.active[name]; runs {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }

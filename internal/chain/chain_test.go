@@ -59,6 +59,13 @@ func (f *faulty) Open(ctx context.Context, ref oci.Reference, offset, length int
 	return rc, desc, err
 }
 
+func (f *faulty) Tags(ctx context.Context, registry, repository string) ([]string, error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	return f.Memory.Tags(ctx, registry, repository)
+}
+
 func (f *faulty) Blame(oci.Reference, string) { f.blamed.Add(1) }
 
 func newFaulty() *faulty { return &faulty{Memory: &ocitest.Memory{}} }
@@ -73,9 +80,10 @@ func blobOf(m *ocitest.Memory, b []byte) oci.Reference {
 
 func TestConformance(t *testing.T) {
 	for name, wrap := range map[string]func(oci.Source) oci.Source{
-		"first":  func(s oci.Source) oci.Source { return First(quiet, &ocitest.Memory{}, s) },
-		"once":   func(s oci.Source) oci.Source { return Once(quiet, s) },
-		"resume": func(s oci.Source) oci.Source { return Resume(quiet, s) },
+		"first":    func(s oci.Source) oci.Source { return First(quiet, &ocitest.Memory{}, s) },
+		"once":     func(s oci.Source) oci.Source { return Once(quiet, "memory", s) },
+		"resume":   func(s oci.Source) oci.Source { return Resume(quiet, s, First(quiet)) },
+		"verified": Verified,
 		"fresh": func(s oci.Source) oci.Source {
 			return Fresh(FreshConfig{Content: s, Local: &ocitest.Memory{}, Authority: s, TTL: time.Minute, Log: quiet})
 		},
@@ -208,33 +216,15 @@ func TestFile(t *testing.T) {
 	}
 }
 
-func TestResume(t *testing.T) {
-	b := ocitest.Bytes(1, 1000)
-	for _, copying := range []bool{false, true} {
-		src := newFaulty()
-		ref := blobOf(src.Memory, b)
-		n := 0
-		src.wrap = func(rc io.ReadCloser) io.ReadCloser {
-			if n++; n > 2 {
-				return rc
-			}
-			return broken{io.MultiReader(io.LimitReader(rc, 300), iotest.ErrReader(oci.ErrUnavailable)), rc}
-		}
-		rc, _, err := Resume(quiet, src).Open(t.Context(), ref, 100, 850)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got bytes.Buffer
-		if copying {
-			_, err = io.Copy(&got, rc)
-		} else {
-			_, err = io.Copy(&got, struct{ io.Reader }{rc})
-		}
-		rc.Close()
-		if err != nil || !bytes.Equal(got.Bytes(), b[100:950]) {
-			t.Errorf("copying %v: got %d bytes, error %v, want 850", copying, got.Len(), err)
-		}
+// breaking returns a Source whose readers break after n bytes, and one that goes on.
+func breaking(b []byte, n int64, err error) (src, next *faulty, ref oci.Reference) {
+	src, next = newFaulty(), newFaulty()
+	ref = blobOf(src.Memory, b)
+	blobOf(next.Memory, b)
+	src.wrap = func(rc io.ReadCloser) io.ReadCloser {
+		return broken{io.MultiReader(io.LimitReader(rc, n), iotest.ErrReader(err)), rc}
 	}
+	return src, next, ref
 }
 
 type broken struct {
@@ -242,38 +232,92 @@ type broken struct {
 	io.Closer
 }
 
-func TestResumeGivesUp(t *testing.T) {
-	src := newFaulty()
-	ref := blobOf(src.Memory, ocitest.Bytes(1, 1000))
-	src.wrap = func(rc io.ReadCloser) io.ReadCloser { return broken{iotest.ErrReader(oci.ErrUnavailable), rc} }
-	if _, _, err := ocitest.ReadAll(t.Context(), Resume(quiet, src), ref); !errors.Is(err, oci.ErrUnavailable) {
-		t.Errorf("got error %v, want ErrUnavailable", err)
-	}
-	if n := src.calls.Load(); n != 1+resumeAttempts {
-		t.Errorf("opened %d times, want %d", n, 1+resumeAttempts)
+func TestResume(t *testing.T) {
+	b := ocitest.Bytes(1, 3*HoldBack)
+	for _, at := range []int64{0, 1, HoldBack + 1, 3*HoldBack - 1} {
+		for _, err := range []error{oci.ErrUnavailable, &fs.PathError{Op: "read", Err: errors.New("input/output error")}} {
+			src, next, ref := breaking(b, at, err)
+			rc, _, err := Resume(quiet, Verified(src), next).Open(t.Context(), ref, 0, -1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got bytes.Buffer
+			if _, err := io.Copy(&got, rc); err != nil || !bytes.Equal(got.Bytes(), b) {
+				t.Errorf("broken after %d bytes: got %d, error %v, want all", at, got.Len(), err)
+			}
+			rc.Close()
+			if at > 3*HoldBack-2 && next.calls.Load() != 1 {
+				t.Errorf("next was opened %d times", next.calls.Load())
+			}
+		}
 	}
 }
 
-// After wrong bytes are out, other bytes cannot make them right.
-func TestResumeDoesNotContinueWrongContent(t *testing.T) {
-	src := newFaulty()
-	b := ocitest.Bytes(1, 1000)
-	ref := blobOf(src.Memory, b)
-	given := int64(10)
-	n := 0
-	src.wrap = func(rc io.ReadCloser) io.ReadCloser {
-		if n++; n > 1 {
-			return rc
-		}
-		return broken{io.MultiReader(io.LimitReader(rc, given), iotest.ErrReader(oci.ErrDigestMismatch)), rc}
+// A head that was never proven must not end cleanly with another's tail: an aborted download whose bytes were wrong.
+func TestResumeProvesTheWhole(t *testing.T) {
+	b := ocitest.Bytes(1, 3*HoldBack)
+	src, next, ref := breaking(b, 2*HoldBack, oci.ErrUnavailable)
+	wrong := bytes.Clone(b)
+	wrong[5] ^= 1
+	src.AddAs(ref.Digest, "", wrong)
+	if got, _, err := ocitest.ReadAll(t.Context(), Resume(quiet, Verified(src), next), ref); !errors.Is(err, oci.ErrDigestMismatch) {
+		t.Errorf("got %d bytes, error %v, want ErrDigestMismatch", len(got), err)
 	}
-	if _, _, err := ocitest.ReadAll(t.Context(), Resume(quiet, src), ref); !errors.Is(err, oci.ErrDigestMismatch) {
-		t.Errorf("got error %v, want ErrDigestMismatch", err)
+	// Without a running digest there is nothing to prove it by. That a download was aborted says nothing against its source.
+	if got, _, err := ocitest.ReadAll(t.Context(), Resume(quiet, src, next), ref); !errors.Is(err, oci.ErrUnavailable) || src.blamed.Load() != 0 {
+		t.Errorf("got %d bytes, error %v, blamed %d times; want ErrUnavailable and no blame", len(got), err, src.blamed.Load())
 	}
-	given, n = 0, 0
-	if got, _, err := ocitest.ReadAll(t.Context(), Resume(quiet, src), ref); err != nil || !bytes.Equal(got, b) {
-		t.Errorf("before any byte was out: got %d bytes, error %v", len(got), err)
+}
+
+// Content found wrong before any of it was given out is had from the next source, unseen; after that it is an error.
+func TestResumeAfterWrongContent(t *testing.T) {
+	small := ocitest.Bytes(1, 1000)
+	src, next := newFaulty(), newFaulty()
+	ref := blobOf(next.Memory, small)
+	src.AddAs(ref.Digest, "", ocitest.Bytes(2, 1000))
+	if got, _, err := ocitest.ReadAll(t.Context(), Resume(quiet, Once(quiet, "memory", src), next), ref); err != nil || !bytes.Equal(got, small) {
+		t.Errorf("small: got %d bytes, error %v", len(got), err)
 	}
+	large := ocitest.Bytes(1, 3*HoldBack)
+	ref = blobOf(next.Memory, large)
+	src.AddAs(ref.Digest, "", ocitest.Bytes(2, 3*HoldBack))
+	if got, _, err := ocitest.ReadAll(t.Context(), Resume(quiet, Once(quiet, "memory", src), next), ref); !errors.Is(err, oci.ErrDigestMismatch) {
+		t.Errorf("large: got %d bytes, error %v, want ErrDigestMismatch", len(got), err)
+	}
+}
+
+// A file that was proven and cannot be read any more fails one pull; the next one has it from elsewhere.
+func TestOnceAfterAReadFault(t *testing.T) {
+	b := ocitest.Bytes(1, 3*HoldBack)
+	memory, next := &ocitest.Memory{}, &ocitest.Memory{}
+	ref := blobOf(memory, b)
+	blobOf(next, b)
+	sick := &sickly{Memory: memory}
+	src := First(quiet, Resume(quiet, Once(quiet, "memory", sick), next), next)
+	if _, _, err := ocitest.ReadAll(t.Context(), src, ref); err != nil {
+		t.Fatal(err)
+	}
+	sick.sick = true
+	if _, _, err := ocitest.ReadAll(t.Context(), src, ref); err == nil {
+		t.Error("a read fault in the middle of a file ended cleanly")
+	}
+	if got, _, err := ocitest.ReadAll(t.Context(), src, ref); err != nil || !bytes.Equal(got, b) {
+		t.Errorf("after the fault: got %d bytes, error %v", len(got), err)
+	}
+}
+
+// sickly is a Source, no Blamer, whose disk fails.
+type sickly struct {
+	*ocitest.Memory
+	sick bool
+}
+
+func (s *sickly) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+	rc, desc, err := s.Memory.Open(ctx, ref, offset, length)
+	if err == nil && s.sick {
+		rc = broken{io.MultiReader(io.LimitReader(rc, HoldBack), iotest.ErrReader(&fs.PathError{Op: "read", Err: errors.New("sick")})), rc}
+	}
+	return rc, desc, err
 }
 
 func TestOnceQuarantinesWrongContent(t *testing.T) {
@@ -284,7 +328,7 @@ func TestOnceQuarantinesWrongContent(t *testing.T) {
 		wrong := bytes.Clone(b)
 		wrong[99_999] ^= 1
 		src.AddAs(ref.Digest, "", wrong)
-		o := Once(quiet, src)
+		o := Once(quiet, "memory", src)
 		if got, _, err := ocitest.ReadAll(t.Context(), o, ref); !errors.Is(err, oci.ErrDigestMismatch) || len(got) == len(b) {
 			t.Errorf("got %d bytes, error %v, want ErrDigestMismatch", len(got), err)
 		}
@@ -307,7 +351,7 @@ func TestOnceBlamesASourceThatMinds(t *testing.T) {
 	b := ocitest.Bytes(1, 1000)
 	ref := blobOf(src.Memory, b)
 	src.AddAs(ref.Digest, "", b[1:])
-	o := Once(quiet, src)
+	o := Once(quiet, "memory", src)
 	if _, _, err := ocitest.ReadAll(t.Context(), o, ref); !errors.Is(err, oci.ErrDigestMismatch) || src.blamed.Load() != 1 {
 		t.Errorf("got error %v, blamed %d times", err, src.blamed.Load())
 	}
@@ -326,7 +370,7 @@ func TestOnceJudgesTheWholeBehindAPart(t *testing.T) {
 		wrong := bytes.Clone(b)
 		wrong[999] ^= 1
 		src.AddAs(ref.Digest, "", wrong)
-		o := Once(quiet, src)
+		o := Once(quiet, "memory", src)
 		rc, _, err := o.Open(t.Context(), ref, 0, 10)
 		if err != nil {
 			t.Fatal(err)
@@ -344,7 +388,7 @@ func TestOnceHandsProvenContentThrough(t *testing.T) {
 	src := newFaulty()
 	ref := blobOf(src.Memory, ocitest.Bytes(1, 1000))
 	src.wrap = func(rc io.ReadCloser) io.ReadCloser { return direct{rc} }
-	o := Once(quiet, src)
+	o := Once(quiet, "memory", src)
 	if _, _, err := ocitest.ReadAll(t.Context(), o, ref); err != nil {
 		t.Fatal(err)
 	}
@@ -426,6 +470,30 @@ func TestFreshWithoutAuthority(t *testing.T) {
 	local.Image(app, []byte("known"))
 	if desc, err := freshOf(nil, local).Resolve(t.Context(), app); err != nil || desc.Stale {
 		t.Errorf("air-gapped: got %+v, %v", desc, err)
+	}
+}
+
+// A client can bring about that a registry cannot be asked for it, by credentials that nobody can use. It must not learn
+// from that what others may see; what its own credentials showed before, it may see again.
+func TestFreshTellsAClientOnlyWhatItsCredentialsShowed(t *testing.T) {
+	up, local := newFaulty(), newFaulty()
+	local.Image(app, []byte("private")) // pulled by the runtime, with its own credentials
+	secret := up.Image(app, []byte("secret"))
+	f := Fresh(FreshConfig{Content: local, Local: local, Authority: up, TTL: time.Nanosecond, Log: quiet})
+	alice := oci.WithAuthorization(t.Context(), "Basic YWxpY2U6eA==")
+	if _, err := f.Resolve(alice, app); err != nil {
+		t.Fatal(err)
+	}
+	up.err = oci.ErrUnavailable
+	mallory := oci.WithAuthorization(t.Context(), "Basic Og==")
+	if desc, err := f.Resolve(mallory, app); !errors.Is(err, oci.ErrUnavailable) {
+		t.Errorf("mallory: got %+v, %v, want ErrUnavailable", desc, err)
+	}
+	if desc, err := f.Resolve(alice, app); err != nil || desc.Digest != secret.Digest || !desc.Stale {
+		t.Errorf("alice: got %+v, %v; want what she saw before, stale", desc, err)
+	}
+	if _, err := f.(oci.Lister).Tags(mallory, app.Registry, app.Repository); err == nil {
+		t.Error("mallory was told the tags")
 	}
 }
 
@@ -530,34 +598,53 @@ func TestBlobs(t *testing.T) {
 	}
 	index := keep(`{"schemaVersion":2,"manifests":[]}`)
 	b := &Blobs{Source: "test"}
-	f, desc, _, err := b.Open(root, index)
-	if err != nil || desc.MediaType != "application/vnd.oci.image.index.v1+json" || desc.Source != "test" {
-		t.Fatalf("index: got %+v, %v", desc, err)
+	for range 2 { // from the file, and remembered
+		rc, desc, _, err := b.Open(root, index, 2, 6)
+		if err != nil || desc.MediaType != "application/vnd.oci.image.index.v1+json" || desc.Source != "test" {
+			t.Fatalf("index: got %+v, %v", desc, err)
+		}
+		if got, err := io.ReadAll(rc); err != nil || string(got) != "schema" {
+			t.Errorf("part of an index: got %q, %v", got, err)
+		}
+		rc.Close()
+		if _, _, _, err := b.Open(root, index, desc.Size+1, -1); !errors.Is(err, oci.ErrRange) {
+			t.Errorf("past the end: got error %v, want ErrRange", err)
+		}
 	}
-	defer f.Close()
 	for what, ref := range map[string]oci.Reference{
 		"no manifest": keep("a layer"), "too large": keep(strings.Repeat(" ", oci.MaxManifest) + "{}"), "absent": app.WithDigest(ocitest.Absent),
 	} {
-		if _, _, _, err := b.Open(root, ref); !errors.Is(err, oci.ErrNotFound) || errors.Is(err, oci.ErrUnsupported) {
+		if _, _, _, err := b.Open(root, ref, 0, -1); !errors.Is(err, oci.ErrNotFound) || errors.Is(err, oci.ErrUnsupported) {
 			t.Errorf("%s: got error %v, want ErrNotFound alone", what, err)
 		}
 	}
-	if _, _, _, err := b.Open(root, app.WithDigest("sha256:../../etc/passwd")); !errors.Is(err, oci.ErrDigestInvalid) {
+	if _, _, err := b.Stat(root, app.WithDigest("sha256:../../etc/passwd")); !errors.Is(err, oci.ErrDigestInvalid) {
 		t.Errorf("got error %v, want ErrDigestInvalid", err)
 	}
 	if err := os.Mkdir(BlobPath(root, ocitest.Absent), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := b.Open(root, app.WithDigest(ocitest.Absent)); err == nil || errors.Is(err, oci.ErrNotFound) {
+	if _, _, err := b.Stat(root, app.WithDigest(ocitest.Absent)); err == nil || errors.Is(err, oci.ErrNotFound) {
 		t.Errorf("a directory where a file should be: got error %v, want a fault", err)
 	}
-	for i := range maxTypes + 10 {
-		desc.Digest = ocitest.Digest([]byte{byte(i), byte(i >> 8)})
-		if _, err := b.mediaType(f, desc); err != nil {
-			t.Fatal(err)
-		}
+	// What is remembered does not outlive the file, and wrong bytes are not remembered.
+	if err := os.WriteFile(BlobPath(root, index.Digest), []byte(`{"schemaVersion":3,"manifests":[]}`), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	if n := len(b.types); n > maxTypes {
-		t.Errorf("%d media types remembered, want at most %d", n, maxTypes)
+	fresh := &Blobs{}
+	if _, _, err := fresh.Stat(root, index); err != nil || fresh.known[index.Digest].content != nil {
+		t.Errorf("wrong bytes: error %v, remembered %q", err, fresh.known[index.Digest].content)
+	}
+	if err := os.Remove(BlobPath(root, index.Digest)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := b.Open(root, index, 0, -1); !errors.Is(err, oci.ErrNotFound) {
+		t.Errorf("file that went: got error %v, want ErrNotFound", err)
+	}
+	for i := range maxKnown + 10 {
+		b.remember(ocitest.Digest([]byte{byte(i), byte(i >> 8)}), known{content: make([]byte, i%maxContent)})
+	}
+	if len(b.known) > maxKnown || b.bytes > maxRemaining {
+		t.Errorf("%d manifests of %d bytes remembered, want at most %d of %d", len(b.known), b.bytes, maxKnown, maxRemaining)
 	}
 }

@@ -21,13 +21,19 @@ type FreshConfig struct {
 	Content   oci.Source // opens and resolves digests
 	Local     oci.Source // what this node has: the last known answer for a tag
 	Authority oci.Source // the registries themselves; nil never to ask them
-	Record    oci.Tagger // told what a tag names, whenever the authority said so; may be nil
+	Record    Recorder   // told what a tag names, whenever the authority said so to anybody who asks; may be nil
 
 	TTL     time.Duration // how long the authority's answer is taken for granted; 0: it is asked each time
 	Timeout time.Duration // how long the authority may take while a last known answer waits; 0: 5 s
 
 	Log     *slog.Logger
 	Metrics *metrics.Set // nil: a set of its own
+}
+
+// A Recorder knows the tags that it was told.
+type Recorder interface {
+	oci.Source
+	oci.Tagger
 }
 
 // Fresh returns a Source whose tags are never stale while their registry can be asked: a tag is what the authority says
@@ -111,7 +117,7 @@ func (f *fresh) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor,
 
 // ask returns what the authority says of a tag, or else the last known answer.
 func (f *fresh) ask(ctx context.Context, ref oci.Reference, key tagKey) (oci.Descriptor, error) {
-	last, lastErr := f.c.Local.Resolve(ctx, ref)
+	last, lastErr := f.last(ctx, ref, key)
 	timeout := f.c.Timeout
 	if lastErr != nil {
 		timeout = graceTimeout
@@ -121,6 +127,10 @@ func (f *fresh) ask(ctx context.Context, ref oci.Reference, key tagKey) (oci.Des
 	f.asked.Inc()
 	desc, err := f.c.Authority.Resolve(actx, ref)
 	switch {
+	case err == nil && desc.Stale: // it could not ask itself
+		f.stale.Inc()
+		f.remember(key, desc, min(f.c.TTL, f.c.Timeout))
+		return desc, nil
 	case err == nil:
 		f.remember(key, desc, f.c.TTL)
 		f.record(ctx, ref, desc)
@@ -129,7 +139,7 @@ func (f *fresh) ask(ctx context.Context, ref oci.Reference, key tagKey) (oci.Des
 		return oci.Descriptor{}, err
 	}
 	if lastErr != nil { // it may have come meanwhile
-		if last, lastErr = f.c.Local.Resolve(ctx, ref); lastErr != nil {
+		if last, lastErr = f.last(ctx, ref, key); lastErr != nil {
 			return oci.Descriptor{}, err
 		}
 	}
@@ -139,6 +149,24 @@ func (f *fresh) ask(ctx context.Context, ref oci.Reference, key tagKey) (oci.Des
 	last.Stale = true
 	f.remember(key, last, min(f.c.TTL, f.c.Timeout)) // a registry in trouble is not asked by everybody all the time
 	return last, nil
+}
+
+// last returns the last known answer. A client with credentials of its own can have its requests fail in many ways; it
+// learns from that what those credentials showed before, and what anybody may see: not what the runtime pulled with its own.
+func (f *fresh) last(ctx context.Context, ref oci.Reference, key tagKey) (oci.Descriptor, error) {
+	if oci.Authorization(ctx) == "" {
+		return f.c.Local.Resolve(ctx, ref)
+	}
+	f.mu.Lock()
+	a, ok := f.known[key]
+	f.mu.Unlock()
+	switch {
+	case ok:
+		return a.desc, nil
+	case f.c.Record != nil:
+		return f.c.Record.Resolve(ctx, ref)
+	}
+	return oci.Descriptor{}, oci.ErrNotFound
 }
 
 // unasked reports whether err means that the authority could not be asked, rather than that it answered.
@@ -183,8 +211,10 @@ func (f *fresh) remember(key tagKey, desc oci.Descriptor, ttl time.Duration) {
 	f.known[key] = answer{desc, time.Now().Add(ttl)}
 }
 
+// record notes what a tag names for everybody. What it names for a client with credentials of its own is nobody else's
+// to learn, not even when the registry is away.
 func (f *fresh) record(ctx context.Context, ref oci.Reference, desc oci.Descriptor) {
-	if f.c.Record == nil {
+	if f.c.Record == nil || oci.Authorization(ctx) != "" {
 		return
 	}
 	if err := f.c.Record.Tag(ctx, ref, desc); err != nil {
@@ -209,7 +239,7 @@ func list[T any](ctx context.Context, f *fresh, ask func(oci.Lister, context.Con
 		actx, cancel := context.WithTimeout(ctx, graceTimeout)
 		defer cancel()
 		var all []T
-		if all, err = ask(a, actx); err == nil || !unasked(err) {
+		if all, err = ask(a, actx); err == nil || !unasked(err) || oci.Authorization(ctx) != "" {
 			return all, err
 		}
 	}

@@ -14,13 +14,14 @@ import (
 	"pier/internal/oci"
 )
 
-// Once returns a Source that proves content against its digest the first time it is served whole, since the disk
-// may have changed it while nobody looked; from then on it is handed through as it is. Content found wrong is
-// logged and blamed on src; if src does not mind (see [oci.Blamer]), Once itself does not offer it for ten minutes. A
-// part of content not proven yet is served as it is, and the whole is read and judged in the background.
-func Once(log *slog.Logger, src oci.Source) oci.Source {
+// Once returns a Source that proves the content of src, which calls itself origin, against its digest the first time it is
+// served whole, since the disk may have changed it while nobody looked; from then on it is handed through as it is.
+// Content found wrong is logged and blamed on src; if src does not mind (see [oci.Blamer]), Once itself does not offer
+// it for ten minutes. A part of content not proven yet is served as it is, and the whole is read and judged in
+// the background.
+func Once(log *slog.Logger, origin string, src oci.Source) oci.Source {
 	return &once{
-		Source: src, log: log, bad: make(map[oci.Digest]time.Time), good: make(map[oci.Digest]struct{}),
+		Source: src, origin: origin, log: log, bad: make(map[oci.Digest]time.Time), good: make(map[oci.Digest]struct{}),
 		checking: make(map[oci.Digest]bool), turn: make(chan struct{}, 1),
 	}
 }
@@ -32,8 +33,9 @@ const (
 
 type once struct {
 	oci.Source
-	log  *slog.Logger
-	turn chan struct{} // held by the one background check that reads
+	origin string
+	log    *slog.Logger
+	turn   chan struct{} // held by the one background check that reads
 
 	mu       sync.Mutex // guards all below
 	good     map[oci.Digest]struct{}
@@ -73,8 +75,8 @@ func (o *once) Open(ctx context.Context, ref oci.Reference, offset, length int64
 	switch {
 	case err != nil || good:
 		return rc, desc, err
-	case offset == 0 && (length < 0 || length >= desc.Size):
-		return &proving{Verify(rc, desc), o, ref, desc}, desc, nil
+	case whole(offset, length, desc):
+		return &proving{&verifier{r: rc, desc: desc, hash: desc.Digest.Algorithm().Hash()}, o, ref}, desc, nil
 	}
 	o.check(ref)
 	return rc, desc, nil
@@ -124,19 +126,18 @@ func (o *once) check(ref oci.Reference) {
 
 // proving is the first reader of content: what it finds is remembered.
 type proving struct {
-	io.ReadCloser
-	o    *once
-	ref  oci.Reference
-	desc oci.Descriptor
+	*verifier
+	o   *once
+	ref oci.Reference
 }
 
 func (p *proving) Read(b []byte) (int, error) {
-	n, err := p.ReadCloser.Read(b)
+	n, err := p.verifier.Read(b)
 	switch {
 	case err == io.EOF:
 		p.o.proven(p.ref.Digest)
 	case errors.Is(err, oci.ErrDigestMismatch):
-		p.o.wrong(p.ref, p.desc, err)
+		p.o.Blame(p.ref, p.o.origin)
 	}
 	return n, err
 }
@@ -153,14 +154,21 @@ func (o *once) proven(d oci.Digest) {
 	o.good[d] = struct{}{}
 }
 
-func (o *once) wrong(ref oci.Reference, desc oci.Descriptor, err error) {
-	o.log.Error("content on this node is damaged; it is not offered any more and fetched again when asked for",
-		"digest", desc.Digest, "source", desc.Source, "err", err)
-	if b, ok := o.Source.(oci.Blamer); ok {
-		b.Blame(ref, desc.Source)
+// Blame implements [oci.Blamer].
+func (o *once) Blame(ref oci.Reference, origin string) {
+	if origin != o.origin {
 		return
+	}
+	o.log.Error("content on this node is damaged or cannot be read; it is not offered any more, and fetched again when asked for",
+		"digest", ref.Digest, "source", origin)
+	b, ok := o.Source.(oci.Blamer)
+	if ok {
+		b.Blame(ref, origin)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.bad[ref.Digest] = time.Now()
+	delete(o.good, ref.Digest)
+	if !ok {
+		o.bad[ref.Digest] = time.Now()
+	}
 }

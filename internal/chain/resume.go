@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"errors"
+	"hash"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -10,18 +11,22 @@ import (
 	"pier/internal/oci"
 )
 
-// Resume returns a Source whose readers go on at the offset reached, with a new Open of src, when the Source that supplied
-// them breaks in the middle. Content that proved wrong is opened anew only if none of it was given out yet. A
-// reader gives up after three Opens without a byte between them.
-func Resume(log *slog.Logger, src oci.Source) oci.Source {
-	return &resume{src, log}
+// Resume returns a Source that opens src, and goes on with next where a reader of src breaks: from the start if no byte was
+// given out yet, and at the offset reached if the reader keeps a running digest (see [Verify]), so that the whole is
+// proven whoever supplied its parts. In any other case the break is an error, and src is blamed for it.
+func Resume(log *slog.Logger, src, next oci.Source) oci.Source {
+	return &resume{src, next, log}
 }
-
-const resumeAttempts = 3
 
 type resume struct {
 	oci.Source
-	log *slog.Logger
+	next oci.Source
+	log  *slog.Logger
+}
+
+// digesting is a reader that knows the digest's state after the bytes it gave out.
+type digesting interface {
+	digest() (state hash.Hash, offset int64)
 }
 
 func (r *resume) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
@@ -29,86 +34,88 @@ func (r *resume) Open(ctx context.Context, ref oci.Reference, offset, length int
 	if err != nil {
 		return nil, desc, err
 	}
-	if rest := desc.Size - offset; length < 0 || length > rest {
-		length = rest
-	}
-	if desc.Size < 0 {
-		return rc, desc, nil // without a size no offset means anything
-	}
-	return &resuming{ctx: ctx, r: r, ref: ref, rc: rc, offset: offset, left: length}, desc, nil
+	return &resuming{ctx: ctx, r: r, ref: ref, desc: desc, rc: rc, start: offset, length: length}, desc, nil
 }
 
 type resuming struct {
-	ctx          context.Context // of the request this reader belongs to: it opens for it
-	r            *resume
-	ref          oci.Reference
-	rc           io.ReadCloser
-	offset, left int64
-	given        bool // some bytes are out
-	attempts     int  // opens since the last byte
+	ctx           context.Context // of the request this reader belongs to: it opens for it
+	r             *resume
+	ref           oci.Reference
+	desc          oci.Descriptor
+	start, length int64 // as asked for
+	rc            io.ReadCloser
+	given         int64 // bytes
+	moved         bool  // rc is next's
 }
 
 func (s *resuming) Read(p []byte) (int, error) {
-	for {
-		n, err := s.rc.Read(p)
-		s.advance(int64(n))
-		if err == nil || (err == io.EOF && s.left == 0) {
-			return n, err
-		}
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		if rerr := s.reopen(err); rerr != nil || n > 0 {
-			return n, rerr
-		}
+	n, err := s.rc.Read(p)
+	s.given += int64(n)
+	if err == nil || err == io.EOF || s.moved {
+		return n, err
 	}
-}
-
-// WriteTo implements io.WriterTo.
-func (s *resuming) WriteTo(w io.Writer) (int64, error) {
-	var total int64
-	for {
-		n, err := io.Copy(w, s.rc)
-		total += n
-		s.advance(n)
-		if err == nil && s.left > 0 {
-			err = io.ErrUnexpectedEOF
-		}
-		if err == nil {
-			return total, nil
-		}
-		if err := s.reopen(err); err != nil {
-			return total, err
-		}
+	if err := s.move(err); err != nil {
+		return n, err
 	}
-}
-
-func (s *resuming) advance(n int64) {
-	s.offset += n
-	s.left -= n
 	if n > 0 {
-		s.given, s.attempts = true, 0
+		return n, nil
 	}
+	return s.rc.Read(p)
 }
 
-// reopen replaces the reader that broke with err, or returns why it cannot.
-func (s *resuming) reopen(err error) error {
-	s.attempts++
-	mismatch := errors.Is(err, oci.ErrDigestMismatch)
-	if !sourceFault(err) || s.ctx.Err() != nil || s.attempts > resumeAttempts || (mismatch && s.given) {
+// WriteTo implements io.WriterTo: a reader that can is left to hand its file to the writer.
+func (s *resuming) WriteTo(w io.Writer) (int64, error) {
+	if _, ok := s.rc.(digesting); ok {
+		return io.Copy(w, struct{ io.Reader }{s})
+	}
+	n, err := io.Copy(w, s.rc)
+	s.given += n
+	if err == nil || s.moved {
+		return n, err
+	}
+	if err := s.move(err); err != nil {
+		return n, err
+	}
+	more, err := io.Copy(w, s.rc)
+	return n + more, err
+}
+
+// move replaces the reader that broke with err by one of next, or returns why it cannot.
+func (s *resuming) move(err error) error {
+	if !sourceFault(err) || s.ctx.Err() != nil {
 		return err
 	}
-	s.r.log.WarnContext(s.ctx, "source broke, going on elsewhere", "ref", s.ref.String(), "offset", s.offset, "err", err)
-	rc, desc, oerr := s.r.Source.Open(s.ctx, s.ref, s.offset, s.left)
+	d, ok := s.rc.(digesting)
+	switch {
+	case s.given == 0:
+	case ok && !errors.Is(err, oci.ErrDigestMismatch):
+	default:
+		if !errors.Is(err, oci.ErrDigestMismatch) && !errors.Is(err, oci.ErrUnavailable) { // but a file that cannot be read
+			blame(s.r.Source, s.ref, s.desc.Source)
+		}
+		return err
+	}
+	s.r.log.WarnContext(s.ctx, "source broke, going on elsewhere",
+		"ref", s.ref.String(), "source", s.desc.Source, "offset", s.start+s.given, "err", err)
+	length := s.length
+	if length >= 0 {
+		length -= s.given
+	}
+	rc, desc, oerr := s.r.next.Open(s.ctx, s.ref, s.start+s.given, length)
 	if oerr != nil {
 		return errors.Join(err, oerr)
 	}
-	if s.offset+s.left > desc.Size {
+	if desc.Size != s.desc.Size {
 		rc.Close()
-		return errors.Join(err, io.ErrUnexpectedEOF)
+		return errors.Join(err, oci.ErrDigestMismatch) // one of the two lies, and the client was told the first
+	}
+	if s.given > 0 {
+		state, offset := d.digest()
+		desc.Digest = s.ref.Digest
+		rc = VerifyFrom(rc, desc, state, offset)
 	}
 	s.rc.Close()
-	s.rc = rc
+	s.rc, s.moved = rc, true
 	return nil
 }
 
@@ -120,6 +127,3 @@ func sourceFault(err error) bool {
 }
 
 func (s *resuming) Close() error { return s.rc.Close() }
-
-// Blame implements [oci.Blamer].
-func (r *resume) Blame(ref oci.Reference, origin string) { blame(r.Source, ref, origin) }

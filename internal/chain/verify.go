@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"context"
 	"fmt"
 	"hash"
 	"io"
@@ -70,16 +71,20 @@ func (v *verifier) tail() {
 	rest := v.desc.Size - v.at
 	v.held = make([]byte, rest+1)
 	n, err := io.ReadFull(v.r, v.held)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		v.err = err // nothing of what is held gets out, or into the digest
+		return
+	}
 	v.held = v.held[:n]
 	v.hash.Write(v.held)
 	v.at += int64(n)
-	switch {
-	case err != nil && err != io.EOF && err != io.ErrUnexpectedEOF:
-		v.err = err
-	case int64(n) != rest || !matches(v.hash, v.desc.Digest):
+	if int64(n) != rest || !Matches(v.hash, v.desc.Digest) {
 		v.err = v.mismatch()
 	}
 }
+
+// digest implements digesting.
+func (v *verifier) digest() (hash.Hash, int64) { return v.hash, v.at }
 
 func (v *verifier) mismatch() error {
 	return fmt.Errorf("%s from %s: %d of %d bytes: %w", v.desc.Digest, v.desc.Source, v.at, v.desc.Size, oci.ErrDigestMismatch)
@@ -87,6 +92,25 @@ func (v *verifier) mismatch() error {
 
 func (v *verifier) Close() error { return v.r.Close() }
 
-func matches(h hash.Hash, d oci.Digest) bool {
+// Matches reports whether h, after all of the content, is what d names.
+func Matches(h hash.Hash, d oci.Digest) bool {
 	return fmt.Sprintf("%x", h.Sum(nil)) == d.Encoded()
+}
+
+// Verified returns a Source whose readers of whole content end cleanly only if it matches its digest, see [Verify].
+func Verified(src oci.Source) oci.Source { return verified{src} }
+
+type verified struct{ oci.Source }
+
+func (v verified) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+	rc, desc, err := v.Source.Open(ctx, ref, offset, length)
+	if err != nil || !whole(offset, length, desc) {
+		return rc, desc, err
+	}
+	return Verify(rc, desc), desc, nil
+}
+
+// whole reports whether a request is for all of the content.
+func whole(offset, length int64, desc oci.Descriptor) bool {
+	return offset == 0 && (length < 0 || length >= desc.Size)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -341,4 +342,62 @@ func TestIngestHandsOutFile(t *testing.T) {
 			t.Errorf("got %d bytes in %d files, error %v", w.Len(), w.files, err)
 		}
 	})
+}
+
+// That a download was aborted while a part of it was read says nothing against the blob that containerd has in the end.
+func TestAnAbortedDownloadIsNoDamage(t *testing.T) {
+	root := t.TempDir() + "/" + contentDir
+	store := open(t, Config{Socket: root + "/none", Root: root})
+	log := slog.New(slog.DiscardHandler)
+	right := ocitest.Bytes(3, 300_000)
+	p := startPull(t, root, layerRef, right)
+	p.write(200_000)
+	local := chain.First(log, chain.Once(log, "containerd", store))
+	src := chain.Resume(log, chain.First(log, local, chain.Verified(store.Ingest())), chain.First(log))
+	rc, _, err := src.Open(t.Context(), p.ref(), 10, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(rc, make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	p.abort()
+	_, err = io.Copy(io.Discard, rc)
+	if err == nil {
+		t.Error("a download that was aborted ended cleanly")
+	}
+	rc.Close()
+	p = startPull(t, root, layerRef, right)
+	p.write(300_000)
+	p.commit()
+	rc, _, err = local.Open(t.Context(), p.ref(), 0, -1)
+	if err != nil {
+		t.Fatalf("containerd has the blob, whole and right: %v", err)
+	}
+	rc.Close()
+}
+
+// containerd may be given wrong bytes by a registry, and refuses them. Whoever follows must not be left with them.
+func TestWrongBytesOfAnAbortedDownload(t *testing.T) {
+	src, root := newIngest(t)
+	right := ocitest.Bytes(3, 200_000)
+	wrong := bytes.Clone(right)
+	wrong[10] ^= 1
+	p := startPull(t, root, layerRef, right)
+	p.all = wrong
+	good := &ocitest.Memory{}
+	good.Add("", right)
+	log := slog.New(slog.DiscardHandler)
+	p.write(len(wrong)) // all of it: now containerd checks the digest
+	full := chain.Resume(log, chain.Verified(src), good)
+	rc, _, err := full.Open(t.Context(), p.ref(), 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	go func() { time.Sleep(200 * time.Millisecond); p.abort() }()
+	b, err := io.ReadAll(rc)
+	if err == nil && !bytes.Equal(b, right) {
+		t.Errorf("%d wrong bytes ended cleanly", len(b))
+	}
 }

@@ -167,24 +167,14 @@ func (s *Store) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, e
 		}
 		ref.Digest = dgst
 	}
-	f, desc, _, err := s.blobs.Open(s.root(), ref)
-	if err != nil {
-		return oci.Descriptor{}, err
-	}
-	return desc, f.Close()
+	desc, _, err := s.blobs.Stat(s.root(), ref)
+	return desc, err
 }
 
 // Open implements [oci.Source].
 func (s *Store) Open(_ context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
-	f, desc, _, err := s.blobs.Open(s.root(), ref)
-	if err != nil {
-		return nil, oci.Descriptor{}, err
-	}
-	rc, err := chain.File(f, desc.Size, offset, length)
-	if err != nil {
-		return nil, oci.Descriptor{}, fmt.Errorf("containerd: %s: %w", ref.Digest, err)
-	}
-	return rc, desc, nil
+	rc, desc, _, err := s.blobs.Open(s.root(), ref, offset, length)
+	return rc, desc, err
 }
 
 // Tags implements [oci.Lister].

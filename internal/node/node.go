@@ -5,13 +5,20 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+	"golang.org/x/sys/unix"
 
 	"pier/internal/cache"
 	"pier/internal/chain"
@@ -26,6 +33,7 @@ import (
 // A Node is everything one `pier serve` runs.
 type Node struct {
 	cfg     config.Config
+	name    string // in Via headers; new at each start
 	version string
 	log     *slog.Logger
 	metrics *metrics.Set
@@ -37,12 +45,18 @@ type Node struct {
 	engine    *transfer.Engine
 	watched   []watched
 
+	hangup   chan os.Signal // SIGHUP
+	requests atomic.Uint64  // that any door was asked
+	worked   uint64         // what had been asked at the last look, see rest
+	rested   bool           // memory was given back since
+
 	doors []*door
 }
 
 // New builds a node, but for the listening. On an error it has let go of everything; else Run must be called.
 func New(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (*Node, error) {
-	n := &Node{cfg: cfg, version: version, log: log, metrics: metrics.NewSet(), started: time.Now()}
+	n := &Node{hangup: make(chan os.Signal, 1), cfg: cfg, name: fmt.Sprintf("pier-%08x", rand.Uint32()), version: version, log: log, metrics: metrics.NewSet(), started: time.Now()}
+	signal.Notify(n.hangup, syscall.SIGHUP) // from now on, so that an early one ends nothing
 	if err := n.open(ctx); err != nil {
 		return nil, errors.Join(err, n.release(ctx))
 	}
@@ -62,13 +76,13 @@ func (n *Node) open(ctx context.Context) error {
 func (n *Node) wire() error {
 	nothing := chain.First(n.log)
 	var runtime, ingest, disk oci.Source = nothing, nothing, nothing
-	var record oci.Tagger
-	engine := transfer.Config{Source: nothing, Timeout: n.cfg.PullTimeout, Log: n.log, Metrics: n.metrics}
+	var record chain.Recorder
+	engine := transfer.Config{Source: nothing, Dir: spoolDir(), Max: n.cfg.CacheMaxBytes, Timeout: n.cfg.PullTimeout, Log: n.log, Metrics: n.metrics}
 	if n.runtime != nil {
-		runtime, ingest = chain.Once(n.log, n.runtime), n.runtime.Ingest()
+		runtime, ingest = chain.Once(n.log, "containerd", n.runtime), chain.Verified(n.runtime.Ingest())
 	}
 	if n.cache != nil {
-		disk, record, engine.Store = chain.Once(n.log, n.cache), n.cache, n.cache
+		disk, record, engine.Store = chain.Once(n.log, "cache", n.cache), n.cache, n.cache
 	}
 	var registries oci.Source // stays nil if air-gapped
 	if n.upstreams != nil {
@@ -76,10 +90,10 @@ func (n *Node) wire() error {
 	}
 	n.engine = transfer.New(engine)
 
-	local := chain.First(n.log, runtime, disk)                                          // what this node has
-	held := chain.Resume(n.log, chain.First(n.log, local, n.engine.InFlight(), ingest)) // and what is on its way to it
-	full := chain.Fresh(chain.FreshConfig{                                              // what this node can get
-		Content:   chain.Resume(n.log, chain.First(n.log, local, ingest, n.engine)),
+	local := chain.First(n.log, runtime, disk)                     // what this node has
+	here := chain.First(n.log, local, n.engine.InFlight(), ingest) // and what is on its way to it
+	full := chain.Fresh(chain.FreshConfig{                         // what this node can get
+		Content:   chain.First(n.log, chain.Resume(n.log, chain.First(n.log, local, ingest), n.engine), n.engine),
 		Local:     local,
 		Authority: registries,
 		Record:    record,
@@ -88,23 +102,31 @@ func (n *Node) wire() error {
 		Metrics:   n.metrics,
 	})
 	handler := registry.Config{
-		Local: held, DefaultRegistry: n.cfg.DefaultRegistry, Info: n.info, Log: n.log, Metrics: n.metrics,
+		Name: n.name, Local: here, DefaultRegistry: n.cfg.DefaultRegistry, Info: n.info, Log: n.log, Metrics: n.metrics,
 	}
 	node, peer := handler, handler
 	node.Door, node.Source, node.PassAuthorization = "node", full, true
-	peer.Door, peer.Source = "peer", listed{held, local}
+	peer.Door, peer.Source = "peer", listed{here, local}
 
 	nodeTLS, err := n.nodeTLS()
 	if err != nil {
 		return err
 	}
 	n.doors = []*door{
-		{name: "node", addr: n.cfg.Listen, tls: nodeTLS, handler: registry.New(node)},
-		{name: "peer", addr: n.cfg.PeerListen, handler: registry.New(peer)},
+		{name: "node", addr: n.cfg.Listen, tls: nodeTLS, handler: n.counted(registry.New(node))},
+		{name: "peer", addr: n.cfg.PeerListen, handler: n.counted(registry.New(peer))},
 		{name: "metrics", addr: n.cfg.MetricsListen, handler: n.metricsHandler()},
 	}
 	n.doors = slices.DeleteFunc(n.doors, func(d *door) bool { return d.addr == "" })
 	return nil
+}
+
+// counted counts the requests, so that the node knows when it rests.
+func (n *Node) counted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n.requests.Add(1)
+		h.ServeHTTP(w, r)
+	})
 }
 
 // listed is a Source with another one's lists.
@@ -141,6 +163,16 @@ func ownCacheDir() string {
 		return filepath.Join(dir, "pier")
 	}
 	return "/var/cache/pier" // a service without a home
+}
+
+// spoolDir is where content on its way is spooled that no cache keeps: the directory for large temporary files, since /tmp is
+// often memory. An empty name means the system's choice.
+func spoolDir() string {
+	const large = "/var/tmp"
+	if os.Getenv("TMPDIR") != "" || unix.Access(large, unix.W_OK) != nil {
+		return ""
+	}
+	return large
 }
 
 func (n *Node) openCache() error {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -177,11 +178,20 @@ func notify(state string) {
 	_, _ = conn.Write([]byte(state))
 }
 
+// rest gives memory back to the system once after work, which the runtime of the language would do after minutes only.
+func (n *Node) rest() {
+	switch served := n.requests.Load(); {
+	case served != n.worked:
+		n.worked, n.rested = served, false
+	case !n.rested:
+		debug.FreeOSMemory()
+		n.rested = true
+	}
+}
+
 // reload reads files again when they changed, or on SIGHUP. What is wrong is logged, and the old stays in force.
 func (n *Node) reload(ctx context.Context) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+	defer signal.Stop(n.hangup)
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	for {
@@ -189,12 +199,13 @@ func (n *Node) reload(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-hup:
+		case <-n.hangup:
 			asked = true
 		case <-tick.C:
 		}
 		for i := range n.watched {
 			n.watched[i].look(n.log, asked)
 		}
+		n.rest()
 	}
 }

@@ -61,6 +61,7 @@ type Source interface {
 	// with ref.Digest, which must be set, and the descriptor of the whole. Bytes are unverified unless a Source says
 	// otherwise. Content still arriving is served as it arrives: reads wait. It returns an error wrapping [ErrNotFound]
 	// if this Source does not have it, or [ErrRange] if offset is past its end. The caller closes the reader.
+	// Open ends by itself when nothing happens for long.
 	//
 	// A reader that implements io.WriterTo is cheaper to io.Copy than to Read: it hands files to the kernel.
 	Open(ctx context.Context, ref Reference, offset, length int64) (io.ReadCloser, Descriptor, error)
@@ -79,16 +80,16 @@ type Store interface {
 
 // A Spool lends files to content on its way and keeps what was proven.
 type Spool interface {
-	// Begin returns the file for the content of dgst, with the bytes that an interrupted transfer left in it. It is
-	// the caller's alone until it is settled.
-	Begin(dgst Digest) (Partial, error)
+	// Begin returns the file for the content of ref.Digest, with the bytes that an interrupted transfer of it from the
+	// same registry left in it. It is the caller's alone until it is settled.
+	Begin(ref Reference) (Partial, error)
 }
 
 // A Partial is the file of one transfer. One of Commit, Suspend and Discard settles what becomes of it; none of them closes
 // the file or disturbs those who read it. Whoever began it closes it at last.
 type Partial interface {
 	File() *os.File                              // open for reading and writing
-	Commit(ref Reference, desc Descriptor) error // keep: the content is proven. On an error nothing is kept
+	Commit(ref Reference, desc Descriptor) error // keep: the content is proven. On an error nothing is kept; ErrUnsupported: it is not fit to be kept
 	Suspend() error                              // keep the bytes for the next Begin, if the Spool can
 	Discard() error                              // keep nothing
 }
@@ -114,19 +115,35 @@ type Tagger interface {
 	Tag(ctx context.Context, ref Reference, desc Descriptor) error
 }
 
-type authorizationKey struct{}
+type (
+	authorizationKey struct{}
+	viaKey           struct{}
+)
 
 // WithAuthorization returns a context that carries a client's own Authorization header to the registry its request
 // names, and to nobody else. An empty value changes nothing.
 func WithAuthorization(ctx context.Context, header string) context.Context {
-	if header == "" {
-		return ctx
-	}
-	return context.WithValue(ctx, authorizationKey{}, header)
+	return with(ctx, authorizationKey{}, header)
 }
 
 // Authorization returns the client's Authorization header, or "".
-func Authorization(ctx context.Context) string {
-	s, _ := ctx.Value(authorizationKey{}).(string)
+func Authorization(ctx context.Context) string { return value(ctx, authorizationKey{}) }
+
+// WithVia returns a context that carries the Via header of a request, which names the nodes it came through, to the nodes
+// it goes on to. An empty value changes nothing.
+func WithVia(ctx context.Context, header string) context.Context { return with(ctx, viaKey{}, header) }
+
+// Via returns the nodes that a request came through, or "".
+func Via(ctx context.Context) string { return value(ctx, viaKey{}) }
+
+func with(ctx context.Context, key any, value string) context.Context {
+	if value == "" {
+		return ctx
+	}
+	return context.WithValue(ctx, key, value)
+}
+
+func value(ctx context.Context, key any) string {
+	s, _ := ctx.Value(key).(string)
 	return s
 }

@@ -3,6 +3,8 @@ package oci
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -105,4 +107,33 @@ func TestAuthorization(t *testing.T) {
 	if got := Authorization(ctx); got != "Bearer x" {
 		t.Errorf("got %q", got)
 	}
+}
+
+// A few bytes of a hostile manifest must not become many in memory.
+func TestParseManifestIsBounded(t *testing.T) {
+	for what, in := range map[string]string{
+		"references":  `{"manifests":[{}` + strings.Repeat(",{}", MaxManifest/3-100) + `]}`,
+		"media type":  `{"mediaType":"` + strings.Repeat("x", MaxManifest-100) + `","layers":[]}`,
+		"child":       `{"manifests":[{"digest":"` + strings.Repeat("x", MaxManifest-100) + `"}]}`,
+		"annotations": `{"manifests":[],"annotations":{` + strings.TrimSuffix(strings.Join(manyKeys(), ","), ",") + `}}`,
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := ParseManifest([]byte(in))
+		runtime.ReadMemStats(&after)
+		if !errors.Is(err, ErrTooLarge) {
+			t.Errorf("%s: got error %v, want ErrTooLarge", what, err)
+		}
+		if n := after.TotalAlloc - before.TotalAlloc; n > 40<<20 {
+			t.Errorf("%s: %d MiB allocated for a manifest of %d", what, n>>20, len(in)>>20)
+		}
+	}
+}
+
+func manyKeys() []string {
+	var keys []string
+	for i := range 100_000 {
+		keys = append(keys, fmt.Sprintf(`"%d":""`, i))
+	}
+	return keys
 }

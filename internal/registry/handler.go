@@ -8,8 +8,10 @@ package registry
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -27,6 +29,10 @@ type Config struct {
 	// PassAuthorization hands a client's own Authorization on to the upstream it named, see [oci.WithAuthorization].
 	// Never set it where other nodes ask: their clients' credentials are not for them to send.
 	PassAuthorization bool
+
+	// Name is what this node calls itself in the Via header of its own requests. A request that came through this node
+	// already is answered 404: whoever sent it is waited for. Empty: no request is known to have.
+	Name string
 
 	Info func() any   // what /api/v1/node answers, as JSON; nil: 404
 	Door string       // "node" or "peer": label of log lines and metrics
@@ -96,11 +102,21 @@ func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// maxVia bounds the nodes that a request comes through, in bytes of their names: longer chains are mistakes.
+const maxVia = 512
+
+var errLoop = fmt.Errorf("the request came through this node already: nodes name each other as mirrors: %w", oci.ErrNotFound)
+
 func (h *handler) serve(w *response, r *http.Request, rt route) error {
 	ctx := r.Context()
 	if h.PassAuthorization {
 		ctx = oci.WithAuthorization(ctx, r.Header.Get("Authorization"))
 	}
+	via := strings.Join(r.Header.Values("Via"), ", ")
+	if h.Name != "" && strings.Contains(via, h.Name) || len(via) > maxVia {
+		return errLoop
+	}
+	ctx = oci.WithVia(ctx, via)
 	switch rt.endpoint {
 	case endpointBase:
 		return w.sendBytes(http.StatusOK, "application/json", []byte("{}"))

@@ -342,3 +342,52 @@ func TestLogAndMetrics(t *testing.T) {
 		}
 	}
 }
+
+// A query that is half understood must not have the default registry asked.
+func TestMalformedQuery(t *testing.T) {
+	var content ocitest.Memory
+	content.Image(oci.Reference{Registry: "docker.io", Repository: "library/app", Tag: "v1"})
+	h := New(Config{Source: &content})
+	for _, query := range []string{"ns=registry.test;x", "ns=%zz", "a;b"} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", "/v2/app/manifests/v1?"+query, nil))
+		if w.Code != http.StatusBadRequest {
+			t.Errorf("?%s: status %d, want 400", query, w.Code)
+		}
+	}
+}
+
+// Two nodes that name each other as mirrors must not wait for each other.
+func TestRequestThatCameThroughThisNode(t *testing.T) {
+	var content ocitest.Memory
+	ref := oci.Reference{Registry: "registry.test", Repository: "app", Tag: "v1"}
+	content.Image(ref)
+	var seen string
+	h := New(Config{Source: viaSource{&content, &seen}, Name: "pier-1234"})
+	for via, want := range map[string]int{
+		"": 200, "1.1 pier-5678": 200, "1.1 pier-5678, 1.1 pier-1234": 404, "1.1 pier-1234": 404, strings.Repeat("1.1 pier-5678, ", 100): 404,
+	} {
+		r := httptest.NewRequest("GET", "/v2/app/manifests/v1?ns=registry.test", nil)
+		if via != "" {
+			r.Header.Set("Via", via)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != want {
+			t.Errorf("Via %.40q: status %d, want %d", via, w.Code, want)
+		}
+		if want == 200 && seen != via {
+			t.Errorf("the source saw Via %q, want %q", seen, via)
+		}
+	}
+}
+
+type viaSource struct {
+	oci.Source
+	seen *string
+}
+
+func (v viaSource) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
+	*v.seen = oci.Via(ctx)
+	return v.Source.Resolve(ctx, ref)
+}

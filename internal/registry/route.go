@@ -74,7 +74,11 @@ func parseRoute(r *http.Request, defaultRegistry string) (route, error) {
 		return rt, errNoEndpoint
 	}
 	if r.URL.RawQuery != "" {
-		rt.query = r.URL.Query()
+		// A query that is half understood may have lost its ns, and the wrong registry would be asked.
+		var err error
+		if rt.query, err = url.ParseQuery(r.URL.RawQuery); err != nil {
+			return rt, fmt.Errorf("malformed query: %w", oci.ErrNameInvalid)
+		}
 	}
 	rt.setName(rt.query.Get("ns"), r.Header.Get("X-Registry"), defaultRegistry)
 	err := rt.setTarget(target)

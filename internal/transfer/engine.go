@@ -7,7 +7,6 @@ package transfer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -30,6 +29,7 @@ type Store interface {
 type Config struct {
 	Source oci.Source // where missing content comes from
 	Store  Store      // keeps what arrives; nil: nothing is kept, and transfers end when nobody reads them any more
+	Max    int64      // bytes of the largest content that is spooled, 0: any; larger goes through unshared
 	Dir    string     // for the unlinked files of transfers without a Store; the system's temporary directory if empty
 
 	Timeout time.Duration // a transfer without progress for so long fails; 0: 60 s
@@ -49,10 +49,24 @@ type Engine struct {
 
 	started, joined, failed, mismatched, diskFaults, resumedBytes *metrics.Counter
 
-	mu        sync.Mutex // guards flights, and origins, readers and over of every flight
-	flights   map[oci.Digest]*flight
+	mu        sync.Mutex // guards flights, and origins, next and readers of every flight
+	flights   map[key]*flight
 	diskFault bool // the disk fault that holds was logged
 }
+
+// maxFlights is how many downloads there are at once. Those beyond go through unshared, so that strangers who ask for a
+// thousand things and leave cost neither memory nor others their pulls.
+const maxFlights = 128
+
+// A key names a flight. The registry is part of it: what one registry supplies, or holds up, is no matter to those who
+// ask another.
+type key struct {
+	registry string
+	digest   oci.Digest
+	kind     oci.Kind
+}
+
+func keyOf(ref oci.Reference) key { return key{ref.Registry, ref.Digest, ref.Kind} }
 
 // New returns an Engine. Close ends it.
 func New(c Config) *Engine {
@@ -63,7 +77,7 @@ func New(c Config) *Engine {
 		c.Metrics = metrics.NewSet()
 	}
 	e := &Engine{
-		c: c, spool: c.Store, flights: make(map[oci.Digest]*flight),
+		c: c, spool: c.Store, flights: make(map[key]*flight),
 		started:      c.Metrics.NewCounter("pier_transfers_total"),
 		joined:       c.Metrics.NewCounter("pier_transfers_joined_total"),
 		failed:       c.Metrics.NewCounter("pier_transfers_failed_total"),
@@ -100,8 +114,11 @@ func (e *Engine) Close(ctx context.Context) error {
 
 // Resolve implements [oci.Source].
 func (e *Engine) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
-	if ref.Digest != "" {
-		if desc, err := e.InFlight().Resolve(ctx, ref); err == nil {
+	e.mu.Lock()
+	f := e.flights[keyOf(ref)]
+	e.mu.Unlock()
+	if f != nil {
+		if desc, err := f.describe(); err == nil {
 			return desc, nil
 		}
 	}
@@ -122,31 +139,30 @@ func (e *Engine) Open(ctx context.Context, ref oci.Reference, offset, length int
 // is better read straight from the Source.
 func (e *Engine) board(ctx context.Context, ref oci.Reference, offset, length int64) (*flight, io.ReadCloser, oci.Descriptor, error) {
 	e.mu.Lock()
-	f := e.flights[ref.Digest]
-	switch {
-	case f != nil && f.kind == ref.Kind:
+	f := e.flights[keyOf(ref)]
+	if f != nil && f.addOrigin(ctx, ref) {
 		f.readers++
-		f.addOrigin(ctx, ref)
 		e.mu.Unlock()
 		e.joined.Inc()
 		return f, nil, oci.Descriptor{}, nil
-	case f == nil && e.c.Store != nil:
+	}
+	if f == nil && e.c.Store != nil {
 		// Asked under the lock: a flight leaves the table only after its content is in the Store.
-		rc, desc, err := e.c.Store.Open(ctx, ref, offset, length)
-		if err == nil || errors.Is(err, oci.ErrRange) {
+		if _, err := e.c.Store.Resolve(ctx, ref); err == nil {
 			e.mu.Unlock()
+			rc, desc, err := e.c.Store.Open(ctx, ref, offset, length)
 			return nil, rc, desc, err
 		}
 	}
-	if f != nil || (offset > 0 && e.c.Store == nil) || e.ctx.Err() != nil {
+	if f != nil || (len(e.flights) >= maxFlights && !e.makeRoom()) || (offset > 0 && e.c.Store == nil) || e.ctx.Err() != nil {
 		e.mu.Unlock()
-		rc, desc, err := e.c.Source.Open(ctx, ref, offset, length)
+		rc, desc, err := e.direct(ctx, ref, offset, length, nil)
 		return nil, rc, desc, err
 	}
 	f = newFlight(e, ref)
 	f.readers = 1
 	f.addOrigin(ctx, ref)
-	e.flights[ref.Digest] = f
+	e.flights[f.key] = f
 	e.wg.Add(1)
 	e.mu.Unlock()
 	e.started.Inc()
@@ -154,40 +170,64 @@ func (e *Engine) board(ctx context.Context, ref oci.Reference, offset, length in
 	return f, nil, oci.Descriptor{}, nil
 }
 
-// leave counts a reader out. Without a Store, what nobody reads ends.
+// makeRoom ends a flight that nobody reads: those who wait go before a cache that would be fuller. What it has is left for
+// the next time. The caller holds mu.
+func (e *Engine) makeRoom() bool {
+	for _, f := range e.flights {
+		if f.readers == 0 && f.ctx.Err() == nil {
+			f.cancel()
+			return true
+		}
+	}
+	return false
+}
+
+// leave counts a reader out. What nobody reads ends, if there is no Store to go on for, or no telling how long it is.
 func (e *Engine) leave(f *flight) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	f.readers--
-	if f.readers == 0 && e.c.Store == nil {
+	if f.readers == 0 && (e.c.Store == nil || !f.sized()) {
 		f.cancel()
-		e.land(f)
+		if e.c.Store == nil {
+			e.land(f) // nothing of it is shared with the next flight
+		}
 	}
 }
 
 // land takes f out of the table. The caller holds mu.
 func (e *Engine) land(f *flight) {
-	if e.flights[f.digest] == f {
-		delete(e.flights, f.digest)
+	if e.flights[f.key] == f {
+		delete(e.flights, f.key)
 	}
 }
 
-// direct opens the Source without a flight: what is left when the disk fails. h is the digest's state at offset, or nil if
-// that is not known; with it, content read to the end is proven.
-func (e *Engine) direct(ctx context.Context, ref oci.Reference, offset, length int64, proof *proof) (io.ReadCloser, oci.Descriptor, error) {
+// direct opens the Source without a flight: what is left when the disk fails, or there are too many flights. Content read
+// to the end is proven, from the start, or from p on, which is the digest's state at offset.
+func (e *Engine) direct(ctx context.Context, ref oci.Reference, offset, length int64, p *proof) (io.ReadCloser, oci.Descriptor, error) {
 	rc, desc, err := e.c.Source.Open(ctx, ref, offset, length)
 	if err != nil {
 		return nil, desc, err
 	}
-	if whole := length < 0 || offset+length >= desc.Size; !whole || proof == nil || proof.at != offset || desc.Size < 0 {
-		return rc, desc, nil
+	desc.Digest = ref.Digest
+	if length >= 0 && offset+length < desc.Size {
+		return rc, desc, nil // a part
 	}
-	h, err := proof.hash()
+	if offset == 0 {
+		p = &proof{digest: ref.Digest}
+	}
+	if p == nil || p.at != offset {
+		return rc, desc, nil // a part, too
+	}
+	if desc.Size < 0 {
+		rc.Close()
+		return nil, desc, fmt.Errorf("%s: the registry does not tell its size, and it cannot be spooled: %w", ref, oci.ErrUnavailable)
+	}
+	h, err := p.hash()
 	if err != nil {
 		rc.Close()
 		return nil, desc, err
 	}
-	desc.Digest = ref.Digest
 	return chain.VerifyFrom(rc, desc, h, offset), desc, nil
 }
 
@@ -215,20 +255,33 @@ func (e *Engine) InFlight() oci.Source { return inFlight{e} }
 
 type inFlight struct{ e *Engine }
 
+// find returns the flight of a digest that has come farthest, from whichever registry.
+func (i inFlight) find(ref oci.Reference) (best *flight, desc oci.Descriptor) {
+	for k, f := range i.e.flights {
+		if k.digest != ref.Digest || k.kind != ref.Kind {
+			continue
+		}
+		if d, err := f.describe(); err == nil && (best == nil || d.Missing < desc.Missing) {
+			best, desc = f, d
+		}
+	}
+	return best, desc
+}
+
 func (i inFlight) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, error) {
 	i.e.mu.Lock()
-	f := i.e.flights[ref.Digest]
-	i.e.mu.Unlock()
-	if f == nil || f.kind != ref.Kind {
+	defer i.e.mu.Unlock()
+	f, desc := i.find(ref)
+	if f == nil {
 		return oci.Descriptor{}, fmt.Errorf("%s is not in flight: %w", ref.Digest, oci.ErrNotFound)
 	}
-	return f.describe()
+	return desc, nil
 }
 
 func (i inFlight) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
 	i.e.mu.Lock()
-	f := i.e.flights[ref.Digest]
-	if f == nil || f.kind != ref.Kind {
+	f, _ := i.find(ref)
+	if f == nil {
 		i.e.mu.Unlock()
 		return nil, oci.Descriptor{}, fmt.Errorf("%s is not in flight: %w", ref.Digest, oci.ErrNotFound)
 	}

@@ -321,7 +321,7 @@ func TestResumesAfterTheProcessDied(t *testing.T) {
 func TestWrongBytesLeftByACrash(t *testing.T) {
 	f := setup(t, t.TempDir())
 	for _, left := range []int64{10, 100_000, size, size + 10} {
-		p, err := f.cache.Begin(f.ref.Digest)
+		p, err := f.cache.Begin(f.ref)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -357,7 +357,7 @@ func (f *fixture) first(t *testing.T) ([]byte, error) {
 
 func TestAWholeFileLeftByACrashNeedsNoUpstream(t *testing.T) {
 	f := setup(t, t.TempDir())
-	p, err := f.cache.Begin(f.ref.Digest)
+	p, err := f.cache.Begin(f.ref)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -451,7 +451,7 @@ func TestAnotherClientsNameOrCredentials(t *testing.T) {
 	}()
 	for { // until the second client is aboard
 		f.mu.Lock()
-		n := f.flights[f.ref.Digest].readers
+		n := f.flights[keyOf(f.ref)].readers
 		f.mu.Unlock()
 		if n == 2 {
 			break
@@ -485,7 +485,7 @@ func TestErrorsOfTheSource(t *testing.T) {
 
 func TestSourceThatStallsIsAskedAnew(t *testing.T) {
 	f := setup(t, t.TempDir())
-	f.c.Timeout = time.Second // the stall ends after a second, the least
+	f.c.Timeout = 3 * time.Second // a stall ends after half of it
 	f.up.hook = func(n int64, _ oci.Reference, _ int64, rc io.ReadCloser) (io.ReadCloser, error) {
 		if n == 1 {
 			return &stalling{rc: rc, n: 1000}, nil
@@ -535,7 +535,7 @@ type sealing struct {
 	err  error
 }
 
-func (s *sealing) Begin(oci.Digest) (oci.Partial, error) {
+func (s *sealing) Begin(oci.Reference) (oci.Partial, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
@@ -579,7 +579,7 @@ func TestDiskFull(t *testing.T) {
 				go func() {
 					for { // until the disk has taken what it takes
 						f.mu.Lock()
-						fl := f.flights[f.ref.Digest]
+						fl := f.flights[keyOf(f.ref)]
 						f.mu.Unlock()
 						if fl != nil {
 							fl.mu.Lock()

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strconv"
 
-	"pier/internal/chain"
 	"pier/internal/oci"
 )
 
@@ -35,11 +34,15 @@ func (e *Engine) reader(ctx context.Context, f *flight, ref oci.Reference, offse
 		}
 		e.leave(f)
 		switch {
-		case broken != nil && ref.Digest == "":
-			return nil, desc, fmt.Errorf("%s: the disk failed: %w", f.digest, oci.ErrNotFound)
+		case broken != nil && ref.Digest == "", errors.Is(err, errLanded) && ref.Digest == "":
+			return nil, desc, fmt.Errorf("%s is not in flight any more: %w", f.digest, oci.ErrNotFound)
 		case broken != nil:
 			return e.direct(ctx, ref, offset, length, broken)
-		case ref.Digest == "" || boards >= maxBoards || !again(err):
+		case ref.Digest == "" || !again(err):
+			return nil, desc, err
+		case boards >= maxBoards && errors.Is(err, errLanded): // always too late: alone, then
+			return e.direct(ctx, ref, offset, length, nil)
+		case boards >= maxBoards:
 			return nil, desc, err
 		}
 		var rc io.ReadCloser
@@ -69,6 +72,7 @@ type reader struct {
 	given  bool     // a byte is out
 	boards int
 	direct io.ReadCloser // after the disk failed: the rest
+	err    error         // final
 	closed bool
 }
 
@@ -76,7 +80,7 @@ type reader struct {
 func (r *reader) embark(f *flight) (oci.Descriptor, *proof, error) {
 	for {
 		f.mu.Lock()
-		desc, changed, available := f.desc, f.changed, f.available
+		desc, changed, limit := f.desc, f.changed, f.limit()
 		switch {
 		case f.err != nil:
 			defer f.mu.Unlock()
@@ -93,7 +97,7 @@ func (r *reader) embark(f *flight) (oci.Descriptor, *proof, error) {
 			f.mu.Unlock()
 			if err == nil {
 				r.f, r.file = f, file
-				desc.Missing = desc.Size - available
+				desc.Missing = desc.Size - limit
 			}
 			return desc, nil, err
 		}
@@ -111,15 +115,12 @@ func (r *reader) embark(f *flight) (oci.Descriptor, *proof, error) {
 func (r *reader) wait() (limit int64, broken *proof, err error) {
 	for {
 		r.f.mu.Lock()
-		limit = r.f.available
-		if !r.f.done && r.f.broken == nil { // what is in a broken flight's file is proven together with the rest
-			limit = min(limit, r.size-holdBack(r.f.kind))
-		}
+		limit = min(r.f.limit(), r.end)
 		done, broken, err, changed := r.f.done, r.f.broken, r.f.err, r.f.changed
 		r.f.mu.Unlock()
 		switch {
-		case min(limit, r.end) > r.at || done:
-			return min(limit, r.end), nil, nil
+		case limit > r.at || done:
+			return limit, nil, nil
 		case err != nil || broken != nil:
 			return r.at, broken, err
 		}
@@ -129,14 +130,6 @@ func (r *reader) wait() (limit int64, broken *proof, err error) {
 			return 0, nil, r.ctx.Err()
 		}
 	}
-}
-
-// holdBack is how many of the last bytes wait for the proof. A manifest is small, and what it says is acted upon: all of it.
-func holdBack(k oci.Kind) int64 {
-	if k == oci.Manifest {
-		return oci.MaxManifest
-	}
-	return chain.HoldBack
 }
 
 // Read implements io.Reader.
@@ -157,8 +150,11 @@ func (r *reader) Read(p []byte) (int, error) {
 		}
 		n, err := r.file.ReadAt(p[:min(int64(len(p)), limit-r.at)], r.at)
 		r.give(int64(n))
-		if n > 0 {
+		switch {
+		case n > 0:
 			err = nil
+		case err == io.EOF:
+			err = r.truncated()
 		}
 		return n, err
 	}
@@ -185,11 +181,19 @@ func (r *reader) WriteTo(w io.Writer) (int64, error) {
 		n, err := io.Copy(w, &io.LimitedReader{R: r.file, N: limit - r.at})
 		r.give(n)
 		total += n
+		if err == nil && r.at < limit {
+			err = r.truncated()
+		}
 		if err != nil {
 			return total, err
 		}
 	}
 	return total, nil
+}
+
+// truncated is the error for a file that somebody cut.
+func (r *reader) truncated() error {
+	return fmt.Errorf("file of the transfer of %s: %w", r.f.digest, io.ErrUnexpectedEOF)
 }
 
 func (r *reader) eof() error {
@@ -205,7 +209,11 @@ func (r *reader) give(n int64) {
 }
 
 // advance waits for bytes. Where the flight has ended it boards again, or goes on directly: then it returns at.
-func (r *reader) advance() (int64, error) {
+func (r *reader) advance() (limit int64, err error) {
+	if r.err != nil {
+		return r.at, r.err
+	}
+	defer func() { r.err = err }()
 	limit, broken, err := r.wait()
 	switch {
 	case broken != nil:
@@ -222,9 +230,6 @@ func (r *reader) advance() (int64, error) {
 func (r *reader) goDirect(p *proof) error {
 	if r.ref.Digest == "" {
 		return fmt.Errorf("%s: the disk failed: %w", r.f.digest, oci.ErrUnavailable)
-	}
-	if p.at != r.at {
-		p = nil // only a part is asked for, from beyond
 	}
 	rc, desc, err := r.e.direct(r.ctx, r.ref, r.at, r.end-r.at, p)
 	if err == nil && desc.Size >= 0 && desc.Size != r.size {

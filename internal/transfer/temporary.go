@@ -9,7 +9,7 @@ import (
 // temporary is the Spool that keeps nothing: unlinked files, gone when their last reader closes them.
 type temporary struct{ dir string }
 
-func (t temporary) Begin(oci.Digest) (oci.Partial, error) {
+func (t temporary) Begin(oci.Reference) (oci.Partial, error) {
 	f, err := os.CreateTemp(t.dir, "pier-*")
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -218,12 +219,57 @@ func TestClientsForgotten(t *testing.T) {
 		if kept() > maxClients {
 			t.Errorf("%d clients are kept", kept())
 		}
+		last := c.tokens(fmt.Sprint(2*maxClients - 1))
 		time.Sleep(tokenLife + time.Second)
-		synctest.Wait()
-		if kept() != 0 {
+		if c.tokens(fmt.Sprint(2*maxClients-1)) == last {
+			t.Errorf("a client's tokens are used after %v", tokenLife)
+		}
+		c.expire() // with anybody's request
+		if kept() != 1 {
 			t.Errorf("%d clients are kept after %v", kept(), tokenLife)
 		}
 	})
+}
+
+// A client that came with ever new credentials left a timer for each, and what the timer held, for five minutes.
+func TestClientsMemory(t *testing.T) {
+	r := newRegistries(t, Config{})
+	e, err := r.current.Load().endpoint("registry.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc >> 10
+	}
+	before := heap()
+	const n = 20_000
+	for i := range n {
+		if _, err := r.accountFor(oci.WithAuthorization(t.Context(), basic(fmt.Sprint(i), "x")), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := heap(); after > before+1024 {
+		t.Errorf("%d KiB are held after %d clients", after-before, n)
+	}
+	runtime.KeepAlive(r)
+}
+
+// Half a pair of credentials, from Docker's configuration or an empty password file, is none.
+func TestOwnCredentialsIncomplete(t *testing.T) {
+	s := newSite(t)
+	s.registry.user, s.registry.secret = "alice", "s3cret"
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	entry := s.entry()
+	entry.Auth = Auth{User: "alice", PasswordFile: empty}
+	r := newRegistries(t, Config{Upstreams: []Upstream{entry}})
+	_, err := r.Resolve(t.Context(), s.tag)
+	wantErr(t, "Resolve", err, oci.ErrUnauthorized)
 }
 
 func TestTokensForgotten(t *testing.T) {

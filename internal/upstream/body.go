@@ -23,6 +23,12 @@ type watch struct {
 	started time.Time
 }
 
+// bodyTimeout returns how long a read of a body may bring nothing, where requests have timeout: less than that, so that
+// whoever waits for the body can ask somebody else in time, but not less than a second, which a packet lost twice takes.
+func bodyTimeout(timeout time.Duration) time.Duration {
+	return min(timeout, max(timeout/4, time.Second))
+}
+
 // newWatch returns a watch that runs. The caller stops it.
 func newWatch(parent context.Context, timeout time.Duration) *watch {
 	w := &watch{parent: parent, timeout: timeout, started: time.Now()}

@@ -4,13 +4,17 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"golang.org/x/sync/singleflight"
 	"oras.land/oras-go/v2/errdef"
@@ -24,6 +28,10 @@ const (
 	tokenLife  = 5 * time.Minute // longer than most registries' own; a token refused before is fetched anew
 	maxTokens  = 256             // of one account
 	maxClients = 64              // clients whose tokens are kept
+
+	// maxAuthorization is the longest Authorization header of a client that is passed on, in bytes. Servers refuse
+	// longer ones in many ways, some by just closing the connection, which would look as if they were not there.
+	maxAuthorization = 16 << 10
 )
 
 // An account is in whose name an endpoint is asked.
@@ -40,19 +48,31 @@ func (r *Registries) own(e *endpoint) account {
 		tokens: e.tokens,
 		credential: func(ctx context.Context, _ string) (auth.Credential, error) {
 			if e.auth.User != "" {
-				return e.auth.credential()
+				return complete(e.auth.credential())
 			}
-			return r.docker.get(ctx, e.name), nil
+			return complete(r.docker.get(ctx, e.name), nil)
 		},
 	}
 }
 
+// complete returns credentials that can be used, or none: the token client takes half a pair for a fault of its own.
+func complete(cred auth.Credential, err error) (auth.Credential, error) {
+	if cred.RefreshToken == "" && cred.AccessToken == "" && (cred.Username == "" || cred.Password == "") {
+		return auth.EmptyCredential, err
+	}
+	return cred, err
+}
+
 // accountFor returns the client's account at e, or the node's own where the client brought no credentials. It returns
-// an error wrapping [oci.ErrUnauthorized] for credentials that are malformed.
+// an error wrapping [oci.ErrUnauthorized] for credentials that no registry can take.
 func (r *Registries) accountFor(ctx context.Context, e *endpoint) (account, error) {
+	r.clients.expire()
 	header := oci.Authorization(ctx)
 	if header == "" {
 		return r.own(e), nil
+	}
+	if len(header) > maxAuthorization || strings.ContainsFunc(header, unicode.IsControl) {
+		return account{}, fmt.Errorf("upstream %s: malformed credentials: %w", e.name, oci.ErrUnauthorized)
 	}
 	sum := sha256.Sum256([]byte(e.name + "\x00" + header))
 	a := account{key: string(sum[:]), header: header}
@@ -67,44 +87,56 @@ func (r *Registries) accountFor(ctx context.Context, e *endpoint) (account, erro
 	}
 	cred := auth.Credential{Username: user, Password: password}
 	a.header, a.tokens = "", r.clients.tokens(a.key)
-	a.credential = func(context.Context, string) (auth.Credential, error) { return cred, nil }
+	a.credential = func(context.Context, string) (auth.Credential, error) { return complete(cred, nil) }
 	return a, nil
 }
 
-// clients keeps the tokens of clients that brought their own credentials.
+// clients keeps the tokens of clients that brought their own credentials, each for [tokenLife] from the first request.
 type clients struct {
 	timeout time.Duration
 
 	mu    sync.Mutex
-	byKey map[string]*tokens // guarded by mu
+	byKey map[string]client // guarded by mu
+}
+
+type client struct {
+	tokens *tokens
+	until  time.Time
 }
 
 func newClients(timeout time.Duration) *clients {
-	return &clients{timeout: timeout, byKey: make(map[string]*tokens)}
+	return &clients{timeout: timeout, byKey: make(map[string]client)}
 }
 
-// tokens returns the cache of one client. It is dropped after [tokenLife], or earlier if there are too many.
+// expire drops clients whose time is over. It is called with every request, anybody's: they are few, and a timer for each
+// would outlive those that had to make room.
+func (c *clients) expire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	for key, have := range c.byKey {
+		if now.After(have.until) {
+			delete(c.byKey, key)
+		}
+	}
+}
+
+// tokens returns the cache of one client. It is made anew after [tokenLife], or earlier if there are too many.
 func (c *clients) tokens(key string) *tokens {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if t := c.byKey[key]; t != nil {
-		return t
+	now := time.Now()
+	if have, ok := c.byKey[key]; ok && !now.After(have.until) {
+		return have.tokens
 	}
-	if len(c.byKey) >= maxClients {
+	if len(c.byKey) >= maxClients { // those over are gone, see expire
 		for old := range c.byKey {
 			delete(c.byKey, old)
 			break
 		}
 	}
 	t := newTokens(c.timeout)
-	c.byKey[key] = t
-	time.AfterFunc(tokenLife, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.byKey[key] == t {
-			delete(c.byKey, key)
-		}
-	})
+	c.byKey[key] = client{t, now.Add(tokenLife)}
 	return t
 }
 
@@ -154,7 +186,7 @@ func (t *tokens) Set(ctx context.Context, _ string, scheme auth.Scheme, scope st
 		defer cancel()
 		value, err := fetch(ctx)
 		if err != nil {
-			return "", err
+			return "", tokenFault(err)
 		}
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -175,6 +207,18 @@ func (t *tokens) Set(ctx context.Context, _ string, scheme auth.Scheme, scope st
 	case <-ctx.Done():
 		return "", ctx.Err()
 	}
+}
+
+// errNoToken says that a token server was asked, and answered with no token.
+var errNoToken = errors.New("no token")
+
+// tokenFault marks what came of a token request with [errNoToken], unless it is a status, or the network's fault.
+func tokenFault(err error) error {
+	_, network := errors.AsType[net.Error](err) // *url.Error among them
+	if network || tokenStatus(err) != 0 || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, auth.ErrBasicCredentialNotFound) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errNoToken, err)
 }
 
 // dockerConfig is Docker's configuration file with the credentials and credential helpers it names, read again when it

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
@@ -19,7 +20,8 @@ import (
 // there; the errors it wraps may, and are for errors.Is alone.
 type fault struct {
 	text   string
-	status int // the registry's, or 0
+	status int   // the registry's, or 0
+	size   int64 // of the content, where a refusal of a range says it; else -1
 	wraps  []error
 }
 
@@ -40,7 +42,7 @@ func (t target) fault(what, happened string, class error, causes ...error) *faul
 	if !strings.HasSuffix(text, class.Error()) {
 		text += ": " + class.Error()
 	}
-	return &fault{text: text, wraps: append([]error{class}, causes...)}
+	return &fault{text: text, size: -1, wraps: append([]error{class}, causes...)}
 }
 
 // refused returns the error for an answer that is no success, and is done with it.
@@ -48,26 +50,41 @@ func (t target) refused(what string, resp *http.Response) error {
 	// A short body read to its end leaves the connection usable.
 	_, _ = io.CopyN(io.Discard, resp.Body, 16<<10)
 	_ = resp.Body.Close()
-	f := t.fault(what, fmt.Sprintf("status %d", resp.StatusCode), class(resp.StatusCode))
+	f := t.fault(what, fmt.Sprintf("status %d", resp.StatusCode), t.class(resp.StatusCode))
 	f.status = resp.StatusCode
+	if size, ok := strings.CutPrefix(resp.Header.Get("Content-Range"), "bytes */"); ok && f.status == http.StatusRequestedRangeNotSatisfiable {
+		if n, err := strconv.ParseUint(size, 10, 63); err == nil {
+			f.size = int64(n)
+		}
+	}
 	return f
 }
 
-// class returns what a status means.
-func class(status int) error {
+// class returns what a status means. [oci.ErrUnavailable] says that nothing was learned, and lets others answer in the
+// registry's place: no request that a client can think of may lead there while the registry is well. So what is
+// refused for the request's sake is an answer, and one about the credentials if the client brought its own.
+func (t target) class(status int) error {
 	switch status {
-	case http.StatusNotFound:
+	case http.StatusNotFound, http.StatusGone:
 		return oci.ErrNotFound
 	case http.StatusUnauthorized:
 		return oci.ErrUnauthorized
-	case http.StatusForbidden:
+	case http.StatusForbidden, http.StatusUnavailableForLegalReasons:
 		return oci.ErrDenied
 	case http.StatusTooManyRequests:
 		return oci.ErrRateLimited
+	case http.StatusRequestTimeout:
+		return oci.ErrUnavailable
 	case http.StatusRequestedRangeNotSatisfiable:
-		return oci.ErrRange
+		return oci.ErrUnavailable // clients' ranges are not passed on; what it says about ours, open finds out
 	}
-	return oci.ErrUnavailable
+	switch {
+	case status < 400 || status >= 500:
+		return oci.ErrUnavailable
+	case t.account.key != "":
+		return oci.ErrUnauthorized
+	}
+	return oci.ErrUnsupported
 }
 
 // broken returns the error for a request or a body that got no answer, or broke off. Where the caller left, it is the
@@ -86,7 +103,10 @@ func (t target) broken(w *watch, what string, err error) error {
 		return t.fault(what, "no credentials", oci.ErrUnauthorized)
 	}
 	if code := tokenStatus(err); code != 0 {
-		return t.fault(what, fmt.Sprintf("token server: status %d", code), tokenClass(code))
+		return t.fault(what, fmt.Sprintf("token server: status %d", code), t.tokenClass(code))
+	}
+	if t.account.key != "" && errors.Is(err, errNoToken) {
+		return t.fault(what, "token server: "+plain(err), oci.ErrUnauthorized)
 	}
 	return t.fault(what, plain(err), oci.ErrUnavailable, err)
 }
@@ -100,12 +120,17 @@ func tokenStatus(err error) int {
 }
 
 // tokenClass returns what the status of a token server means for the content asked for. That a realm does not exist
-// says nothing about the content.
-func tokenClass(status int) error {
-	if status == http.StatusNotFound {
+// says nothing about the content; a request that it does not like is one for credentials that it does not like, "400
+// invalid_grant" of RFC 6749 among them.
+func (t target) tokenClass(status int) error {
+	c := t.class(status)
+	switch {
+	case errors.Is(c, oci.ErrNotFound) && t.account.key == "":
 		return oci.ErrUnavailable
+	case errors.Is(c, oci.ErrNotFound), errors.Is(c, oci.ErrUnsupported):
+		return oci.ErrUnauthorized
 	}
-	return class(status)
+	return c
 }
 
 // plain returns the text of err without the URLs that net/http and the token client put around causes, and at most 200
@@ -135,7 +160,7 @@ func reasonOf(err error) string {
 		reason string
 	}{
 		{context.Canceled, "canceled"}, {oci.ErrNotFound, "not_found"}, {oci.ErrUnauthorized, "unauthorized"},
-		{oci.ErrDenied, "denied"}, {oci.ErrNotAllowed, "not_allowed"}, {oci.ErrRateLimited, "rate_limited"}, {oci.ErrRange, "range"}, {errStalled, "stalled"},
+		{oci.ErrDenied, "denied"}, {oci.ErrNotAllowed, "not_allowed"}, {oci.ErrRateLimited, "rate_limited"}, {oci.ErrUnsupported, "unsupported"}, {errStalled, "stalled"},
 		{context.DeadlineExceeded, "timeout"}, {io.ErrUnexpectedEOF, "cut"},
 	} {
 		if errors.Is(err, c.class) {

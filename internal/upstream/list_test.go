@@ -5,10 +5,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"pier/internal/oci"
@@ -50,7 +52,10 @@ func TestTagsHostile(t *testing.T) {
 		},
 		"no list": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `<html>`) },
 		"too large a page": func(w http.ResponseWriter, _ *http.Request) {
-			fmt.Fprint(w, `{"tags":["`, strings.Repeat("a", maxPage), `"]}`)
+			fmt.Fprint(w, `{"tags":["`, strings.Repeat("a", maxList), `"]}`)
+		},
+		"too many elements": func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, `{"tags":[`, strings.Repeat(`"a",`, maxElements), `"a"]}`)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -60,6 +65,53 @@ func TestTagsHostile(t *testing.T) {
 			_, err := r.Tags(t.Context(), hostOf(server.URL), "a")
 			wantErr(t, name, err, oci.ErrUnavailable)
 		})
+	}
+}
+
+// Pages that are small enough each were many hundred megabytes together: one request could take all memory.
+func TestTagsMemory(t *testing.T) {
+	big, pages := strings.Repeat("x", 7<<20), 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		pages++
+		w.Header().Set("Link", fmt.Sprintf(`<%s?n=%d>; rel="next"`, r.URL.Path, pages))
+		fmt.Fprintf(w, `{"tags":["%d%s"]}`, pages, big)
+	}))
+	defer server.Close()
+	r := newRegistries(t, Config{Upstreams: []Upstream{{Name: hostOf(server.URL), Scheme: "http"}}})
+	_, err := r.Tags(t.Context(), hostOf(server.URL), "a")
+	wantErr(t, "a list of 700 MB", err, oci.ErrUnavailable)
+	if pages != maxList/len(big)+1 {
+		t.Errorf("%d pages of 7 MiB were read", pages)
+	}
+}
+
+// What is no tag is not listed, whatever its length.
+func TestTagsInvalid(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, `{"tags":["v1","","a/b","..","%s","V2"]}`, strings.Repeat("x", 129))
+	}))
+	defer server.Close()
+	r := newRegistries(t, Config{Upstreams: []Upstream{{Name: hostOf(server.URL), Scheme: "http"}}})
+	if got, err := r.Tags(t.Context(), hostOf(server.URL), "a"); err != nil || !slices.Equal(got, []string{"V2", "v1"}) {
+		t.Errorf("got %.100q, error %v", got, err)
+	}
+}
+
+// Three bytes of a list were 184 in memory: a page of referrers took half a gigabyte.
+func TestReferrersMemory(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", v1.MediaTypeImageIndex)
+		fmt.Fprint(w, `{"manifests":[`, strings.Repeat("{},", 4<<20), `{}]}`)
+	}))
+	defer server.Close()
+	r := newRegistries(t, Config{Upstreams: []Upstream{{Name: hostOf(server.URL), Scheme: "http"}}})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := r.Referrers(t.Context(), oci.Reference{Registry: hostOf(server.URL), Repository: "a", Digest: digest.FromString("x")})
+	runtime.ReadMemStats(&after)
+	wantErr(t, "an index of four million", err, oci.ErrUnavailable)
+	if mib := (after.TotalAlloc - before.TotalAlloc) >> 20; mib > 400 {
+		t.Errorf("%d MiB were allocated for 12 MiB", mib)
 	}
 }
 

@@ -42,10 +42,24 @@ func (q query) kind() string {
 	return kind
 }
 
+// patience returns how long a registry may take to answer. A mirror gets less, and of a caller's time at most half: there
+// is somebody else to ask.
+func (t target) patience(ctx context.Context) time.Duration {
+	if t.ns == "" {
+		return t.cfg.Timeout
+	}
+	d := min(t.cfg.Timeout, mirrorTimeout)
+	if deadline, ok := ctx.Deadline(); ok {
+		d = min(d, time.Until(deadline)/2)
+	}
+	return d
+}
+
 // call sends q, again where that helps, until a registry answers with success; every other answer is an error. All of it
-// ends after the time-out, and w watches over the response's body from then on. The caller stops w and closes the body.
+// ends when t's patience does, and w watches over the response's body from then on. The caller stops w and closes the
+// body.
 func (t target) call(ctx context.Context, q query) (*http.Response, *watch, error) {
-	w := newWatch(ctx, t.cfg.Timeout)
+	w := newWatch(ctx, t.patience(ctx))
 	resp, err := t.send(w, q)
 	if err != nil {
 		w.stop()
@@ -53,6 +67,7 @@ func (t target) call(ctx context.Context, q query) (*http.Response, *watch, erro
 		return nil, nil, err
 	}
 	w.pause()
+	w.timeout = bodyTimeout(t.cfg.Timeout)
 	return resp, w, nil
 }
 

@@ -27,7 +27,7 @@ func TestRetry(t *testing.T) {
 		{"408", faultproxy.Status(408), 1, false, nil, 2},
 		{"501 is final", faultproxy.Status(501), 0, false, oci.ErrUnavailable, 1},
 		{"404 is final", faultproxy.Status(404), 0, false, oci.ErrNotFound, 1},
-		{"400 is final", faultproxy.Status(400), 0, false, oci.ErrUnavailable, 1},
+		{"400 is final", faultproxy.Status(400), 0, false, oci.ErrUnsupported, 1},
 		{"401 is final", faultproxy.Unauthorized(`Basic realm="x"`), 0, false, oci.ErrUnauthorized, 1},
 		{"tag, 503 thrice", faultproxy.Status(503), 3, true, nil, 4},
 		{"tag, 503 without end", faultproxy.Status(503), 0, true, oci.ErrUnavailable, 4},

@@ -89,13 +89,13 @@ func (t target) resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor,
 // resolveByGet reads a manifest and computes its digest, or asks for the first byte of a blob to learn its size.
 func (t target) resolveByGet(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
 	if ref.Kind == oci.Blob {
-		c, err := t.get(ctx, ref, 0, 1)
+		c, err := t.get(ctx, ref, 0, 1, rangeHeader(0, 1))
 		if err != nil {
 			return oci.Descriptor{}, err
 		}
 		return c.desc, c.Close()
 	}
-	c, err := t.get(ctx, ref, 0, -1)
+	c, err := t.get(ctx, ref, 0, -1, "")
 	if err != nil {
 		return oci.Descriptor{}, err
 	}
@@ -121,7 +121,23 @@ func (t target) describe(ref oci.Reference, resp *http.Response) oci.Descriptor 
 	if mediaType == "" && ref.Kind == oci.Blob {
 		mediaType = "application/octet-stream"
 	}
-	return oci.Descriptor{MediaType: mediaType, Digest: ref.Digest, Size: resp.ContentLength, Source: t.name}
+	return oci.Descriptor{
+		MediaType: mediaType, Digest: ref.Digest, Size: resp.ContentLength, Source: t.name,
+		Stale: ref.Digest == "" && stale(resp.Header),
+	}
+}
+
+// stale reports whether an answer has a warning that it is an old one, "110 cache.test "Response is Stale"" (RFC 7234,
+// section 5.5.1): a cache, or another Pier, gives it where its registry cannot be asked.
+func stale(h http.Header) bool {
+	for _, header := range h.Values("Warning") {
+		for warning := range strings.SplitSeq(header, ",") {
+			if code, _, _ := strings.Cut(strings.TrimSpace(warning), " "); code == "110" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // open returns a part of what ref names.
@@ -129,11 +145,25 @@ func (t target) open(ctx context.Context, ref oci.Reference, offset, length int6
 	if length == 0 {
 		return t.openNone(ctx, ref, offset) // there is no Range for no bytes
 	}
-	c, err := t.get(ctx, ref, offset, length)
-	if statusOf(err) == http.StatusRequestedRangeNotSatisfiable {
-		return t.openNone(ctx, ref, offset) // fine just at the end, where there is no Range either
+	ranged := rangeHeader(offset, length)
+	c, err := t.get(ctx, ref, offset, length, ranged)
+	f, ok := errors.AsType[*fault](err)
+	if !ok || f.status != http.StatusRequestedRangeNotSatisfiable || ranged == "" {
+		return c, err
 	}
-	return c, err
+	// At the end, and past it, there is no range; but some refuse every other range too.
+	if f.size <= offset {
+		desc, err := t.resolve(ctx, ref)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return content{}, err
+		case err == nil && offset == desc.Size:
+			return sliver(nil, desc), nil
+		case err == nil && desc.Size >= 0 && offset > desc.Size:
+			return content{}, t.pastEnd(ref, offset, desc.Size)
+		}
+	}
+	return t.get(ctx, ref, offset, length, "")
 }
 
 // openNone opens no bytes at an offset, if there is such an offset.
@@ -148,15 +178,19 @@ func (t target) openNone(ctx context.Context, ref oci.Reference, offset int64) (
 	return sliver(nil, desc), nil
 }
 
-// get sends the GET of an open.
-func (t target) get(ctx context.Context, ref oci.Reference, offset, length int64) (content, error) {
+// get sends the GET of an open, for a range or, if that is empty, for the whole, of which it skips what comes before offset.
+func (t target) get(ctx context.Context, ref oci.Reference, offset, length int64, ranged string) (content, error) {
 	q := queryFor(http.MethodGet, ref)
-	q.ranged = rangeHeader(offset, length)
+	q.ranged = ranged
 	resp, w, err := t.call(ctx, q) //nolint:bodyclose // b closes it
 	if err != nil {
 		return content{}, err
 	}
 	b := &body{target: t, what: q.what, rc: resp.Body, watch: w, left: -1, limit: math.MaxInt64}
+	if resp.StatusCode == http.StatusPartialContent && ranged == "" {
+		_ = b.Close() // of no use
+		return content{}, t.fault(q.what, "a range although none was asked for", oci.ErrUnavailable)
+	}
 	c, err := t.cut(ctx, ref, resp, b, offset, length)
 	if err != nil {
 		_ = b.Close() // the error at hand says more
@@ -171,7 +205,7 @@ func (t target) cut(ctx context.Context, ref oci.Reference, resp *http.Response,
 	start := int64(0)
 	if resp.StatusCode == http.StatusPartialContent {
 		r, ok := parseContentRange(resp.Header.Get("Content-Range"))
-		if !ok || r.start != offset || rangeHeader(offset, length) == "" {
+		if !ok || r.start != offset {
 			return content{}, t.fault(b.what, "another range than asked for", oci.ErrUnavailable)
 		}
 		start, desc.Size = offset, r.size
@@ -198,6 +232,7 @@ func (t target) cut(ctx context.Context, ref oci.Reference, resp *http.Response,
 		b.left = desc.Size - start
 	}
 	if start < offset {
+		// However long it takes: b ends it where nothing comes.
 		if _, err := io.CopyN(io.Discard, b, offset-start); err != nil {
 			if errors.Is(err, io.EOF) {
 				return content{}, t.pastEnd(ref, offset, b.got)

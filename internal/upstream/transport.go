@@ -21,6 +21,7 @@ const (
 	dialTimeout      = 10 * time.Second
 	maxHeaderTimeout = 30 * time.Second
 	maxRedirects     = 10
+	maxHeaderBytes   = 128 << 10 // of an answer; signatures and policies take a few KiB, net/http's own limit is 10 MB
 )
 
 var (
@@ -44,14 +45,15 @@ func (d *directory) client(rules rules, tlsConfig *tls.Config) *http.Client {
 			}
 			return guarded.DialContext(ctx, network, addr)
 		},
-		TLSClientConfig:       tlsConfig,
-		TLSHandshakeTimeout:   dialTimeout,
-		ResponseHeaderTimeout: min(d.cfg.Timeout, maxHeaderTimeout),
-		ForceAttemptHTTP2:     true,
-		DisableCompression:    true, // content is named by the digest of its bytes as they are
-		MaxIdleConns:          128,
-		MaxIdleConnsPerHost:   32,
-		IdleConnTimeout:       90 * time.Second,
+		TLSClientConfig:        tlsConfig,
+		TLSHandshakeTimeout:    dialTimeout,
+		ResponseHeaderTimeout:  min(d.cfg.Timeout, maxHeaderTimeout),
+		MaxResponseHeaderBytes: maxHeaderBytes,
+		ForceAttemptHTTP2:      true,
+		DisableCompression:     true, // content is named by the digest of its bytes as they are
+		MaxIdleConns:           128,
+		MaxIdleConnsPerHost:    32,
+		IdleConnTimeout:        90 * time.Second,
 		// A connection that carries many streams and died silently must not be given new ones.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}

@@ -5,7 +5,6 @@ package upstream
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -27,10 +26,13 @@ type Config struct {
 	// address. Empty means any registry with a public name and public addresses, and so does "*".
 	Allow []string
 
-	Timeout   time.Duration // without progress, after which a request or a read ends; 0 means 60 s
-	UserAgent string        // "" means "pier"
-	Log       *slog.Logger  // nil: nothing is logged
-	Metrics   *metrics.Set  // nil: a set of its own
+	// Timeout is how long a registry may take to answer, all attempts together; 0 means 60 s. Mirrors get less, and a read
+	// of a body that brings nothing ends after a quarter of it; see bodyTimeout.
+	Timeout time.Duration
+
+	UserAgent string       // "" means "pier"
+	Log       *slog.Logger // nil: nothing is logged
+	Metrics   *metrics.Set // nil: a set of its own
 
 	resolver *net.Resolver // of names; nil: the system's
 	backoff  time.Duration // before the first retry, at most; 0: see retryBase
@@ -61,6 +63,9 @@ const (
 	// for anything for so long.
 	blameFor = 10 * time.Minute
 	avoidFor = 10 * time.Second
+
+	// mirrorTimeout is how long a mirror may take to answer, if Config.Timeout is not shorter.
+	mirrorTimeout = 10 * time.Second
 )
 
 // New returns the registries of cfg. The error joins all faults of the configuration.
@@ -104,9 +109,10 @@ func (r *Registries) Reload(upstreams []Upstream) error {
 	return nil
 }
 
-// Resolve implements [oci.Source].
+// Resolve implements [oci.Source]. A tag's descriptor is marked stale where whoever answered said so, and nobody else could.
 func (r *Registries) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
-	return ask(ctx, r, ref, func(t target) (oci.Descriptor, error) { return t.resolve(ctx, ref) })
+	final := func(desc oci.Descriptor) bool { return !desc.Stale }
+	return ask(ctx, r, ref, final, func(t target) (oci.Descriptor, error) { return t.resolve(ctx, ref) })
 }
 
 // Open implements [oci.Source]. The descriptor's size is -1 where the registry does not tell it. A read that fails
@@ -118,7 +124,8 @@ func (r *Registries) Open(ctx context.Context, ref oci.Reference, offset, length
 	if offset < 0 {
 		return nil, oci.Descriptor{}, fmt.Errorf("offset %d: %w", offset, oci.ErrRange)
 	}
-	c, err := ask(ctx, r, ref, func(t target) (content, error) { return t.open(ctx, ref, offset, length) })
+	final := func(content) bool { return true }
+	c, err := ask(ctx, r, ref, final, func(t target) (content, error) { return t.open(ctx, ref, offset, length) })
 	return c.ReadCloser, c.desc, err
 }
 
@@ -126,67 +133,4 @@ func (r *Registries) Open(ctx context.Context, ref oci.Reference, offset, length
 func (r *Registries) Blame(ref oci.Reference, origin string) {
 	r.blamed.set(origin+" "+ref.Digest.String(), time.Now().Add(blameFor))
 	r.metrics.failed(origin, "blamed")
-}
-
-// avoid has a mirror that could not be asked, or broke off, left out for a while.
-func (t target) avoid(err error) {
-	if t.ns != "" && errors.Is(err, oci.ErrUnavailable) {
-		t.blamed.set(t.name, time.Now().Add(avoidFor))
-	}
-}
-
-// ask has f ask the mirrors of ref's registry in turn, then the registry itself, whose error is returned, and at last, if the
-// registry cannot be asked, the mirrors that were left out: a doubtful copy is better than none, since it is proven.
-func ask[T any](ctx context.Context, r *Registries, ref oci.Reference, f func(target) (T, error)) (T, error) {
-	var none T
-	if err := ref.Validate(); err != nil {
-		return none, err
-	}
-	d := r.current.Load()
-	authority, err := d.endpoint(ref.Registry)
-	if err != nil {
-		return none, err
-	}
-	mirror := func(name string) (T, error) {
-		t := target{Registries: r, endpoint: d.listed[name], repository: ref.Repository, ns: authority.name}
-		t.account = r.own(t.endpoint)
-		v, err := f(t)
-		if err != nil && ctx.Err() == nil {
-			t.avoid(err)
-			if !errors.Is(err, oci.ErrNotFound) {
-				r.log.WarnContext(ctx, "mirror failed", "mirror", name, "registry", authority.name, "err", err)
-			}
-		}
-		return v, err
-	}
-	var doubtful []string
-	for _, name := range authority.mirrors {
-		now := time.Now()
-		if r.blamed.until(name).After(now) || r.blamed.until(name+" "+ref.Digest.String()).After(now) {
-			doubtful = append(doubtful, name)
-			continue
-		}
-		if v, err := mirror(name); settled(ctx, err) {
-			return v, err
-		}
-	}
-	t := target{Registries: r, endpoint: authority, repository: ref.Repository, retries: maxRetries}
-	if t.account, err = r.accountFor(ctx, authority); err != nil {
-		return none, err
-	}
-	v, err := f(t)
-	if settled(ctx, err) || !errors.Is(err, oci.ErrUnavailable) && !errors.Is(err, oci.ErrRateLimited) {
-		return v, err
-	}
-	for _, name := range doubtful {
-		if v, err := mirror(name); settled(ctx, err) {
-			return v, err
-		}
-	}
-	return none, err
-}
-
-// settled reports whether there is nobody else to ask: it was answered, the content has no such offset, or the caller left.
-func settled(ctx context.Context, err error) bool {
-	return err == nil || ctx.Err() != nil || errors.Is(err, oci.ErrRange)
 }

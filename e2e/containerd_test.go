@@ -1,0 +1,145 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A containerd is a running containerd with root, state and socket of its own.
+type containerd struct {
+	*process
+	ctr    string // the client of the same version
+	root   string
+	socket string
+	start  func(t *testing.T)
+}
+
+// eachContainerd runs a test against every containerd there is.
+func eachContainerd(t *testing.T, test func(t *testing.T, c *containerd)) {
+	for _, version := range []string{"containerd1", "containerd2"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			test(t, startContainerd(t, version))
+		})
+	}
+}
+
+// startContainerd starts the containerd in toolsDir/version, without the parts that run containers.
+func startContainerd(t *testing.T, version string) *containerd {
+	t.Helper()
+	// A socket's path is at most 107 bytes long, and t.TempDir holds the name of the test.
+	dir, err := os.MkdirTemp("", "pier-e2e-ctd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		unmountBelow(dir)
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	config := filepath.Join(dir, "config.toml")
+	writeFile(t, config, fmt.Sprintf(`version = 2
+root = "%[1]s/root"
+state = "%[1]s/state"
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+  "io.containerd.nri.v1.nri", "io.containerd.internal.v1.restart", "io.containerd.internal.v1.tracing",
+  "io.containerd.tracing.processor.v1.otlp",
+]
+[debug]
+  level = "warn"
+[grpc]
+  address = "%[1]s/c.sock"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "%[1]s/opt"
+`, dir))
+	c := &containerd{ctr: tool(version + "/ctr"), root: filepath.Join(dir, "root"), socket: filepath.Join(dir, "c.sock")}
+	c.start = func(t *testing.T) {
+		t.Helper()
+		cmd := exec.Command(tool(version+"/containerd"), "--config", config)
+		// containerd 1.x and 2.x start different programs of the same names.
+		cmd.Env = append(os.Environ(), "PATH="+tool(version)+":"+os.Getenv("PATH"))
+		c.process = startProcess(t, version, cmd)
+		eventually(t, 30*time.Second, func() error {
+			if c.ended() {
+				t.Fatalf("containerd ended before it answered: %v", c.cmd.ProcessState)
+			}
+			_, err := tryRun(t, nil, c.ctr, "--address", c.socket, "version")
+			return err
+		})
+	}
+	c.start(t)
+	return c
+}
+
+// restart stops containerd and starts it again on the same root.
+func (c *containerd) restart(t *testing.T) {
+	t.Helper()
+	c.terminate(t, 20*time.Second)
+	c.start(t)
+}
+
+// args are the arguments of ctr for a command in namespace k8s.io.
+func (c *containerd) args(args ...string) []string {
+	return append([]string{"--address", c.socket, "--namespace", "k8s.io"}, args...)
+}
+
+// do runs ctr in namespace k8s.io.
+func (c *containerd) do(t *testing.T, args ...string) string {
+	t.Helper()
+	return run(t, c.ctr, c.args(args...)...)
+}
+
+// pull pulls an image for linux/amd64 by the given hosts directory.
+func (c *containerd) pull(t *testing.T, hosts, reference string) {
+	t.Helper()
+	c.do(t, pullArgs(hosts, reference)...)
+}
+
+func pullArgs(hosts, reference string) []string {
+	return []string{"images", "pull", "--hosts-dir", hosts, "--platform", "linux/amd64", reference}
+}
+
+// pierArgs are the flags of a node beside this containerd.
+func (c *containerd) pierArgs(more ...string) []string {
+	return append([]string{"--containerd-socket", c.socket, "--containerd-root", c.root}, more...)
+}
+
+// hostsDir returns a directory with the hosts.toml of one registry: its server, and before it, in order, mirrors. All
+// are base URLs.
+func hostsDir(t *testing.T, registry, server string, mirrors ...string) string {
+	t.Helper()
+	var toml strings.Builder
+	fmt.Fprintf(&toml, "server = %q\n", server)
+	if len(mirrors) == 0 {
+		mirrors = []string{server} // containerd 1.6 does not read a file without a host
+	}
+	for _, mirror := range mirrors {
+		fmt.Fprintf(&toml, "[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", mirror)
+	}
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, registry, "hosts.toml"), toml.String())
+	return dir
+}
+
+// unmountBelow unmounts what a killed containerd left mounted.
+func unmountBelow(dir string) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return // nothing to be done; removing dir will say so
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); len(fields) > 1 && strings.HasPrefix(fields[1], dir+"/") {
+			_ = syscall.Unmount(fields[1], syscall.MNT_DETACH)
+		}
+	}
+}

@@ -1,0 +1,8 @@
+// Package e2e tests the pier binary from outside, with the real programs it works with: containerd, registries, and
+// the clients people use. Its tests need the build tag e2e, root (containerd, tmpfs), and what tools.sh installs:
+//
+//	e2e/tools.sh e2e
+//	go test -tags e2e -parallel 4 -timeout 15m ./e2e/...
+//
+// Every program is started on loopback with directories of its own, and ends with the test that started it.
+package e2e

@@ -1,0 +1,205 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// mountSmall mounts a file system of so many MiB on a directory of its own.
+func mountSmall(t *testing.T, mib int) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", mib)); err != nil {
+		t.Fatalf("mount a tmpfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func TestFullCacheDiskStopsNoStream(t *testing.T) {
+	t.Parallel()
+	registry := startRegistry(t, registryConfig{})
+	large, small := newImage(t, 24<<20), newImage(t, 500<<10)
+	registry.put(t, "large", "v1", large)
+	registry.put(t, "small", "v1", small)
+	dir := mountSmall(t, 8)
+	p := startPier(t, pierConfig{upstreams: namedUpstream("registry.test", registry.addr), args: []string{"--cache-dir", dir}})
+	door := newClient(p.node, "registry.test")
+	door.mustPull(t, "large", "v1", large)
+	switch n := strings.Count(p.log.String(), "level=ERROR"); {
+	case n == 0:
+		t.Error("nothing in the log says loudly that the disk is full")
+	case n > 3:
+		t.Errorf("the log says %d times that the disk is full", n)
+	}
+	if p.metric(t, "pier_disk_faults_total") == 0 {
+		t.Error("no metric says that the disk is full")
+	}
+	door.mustPull(t, "large", "v1", large)
+	eventually(t, soon, func() error {
+		if used, files := diskUsage(t, dir); used > 1<<20 {
+			return fmt.Errorf("%d bytes remain in the cache: %v", used, files)
+		}
+		return nil
+	})
+	if kept(dir, large.layer(0)) {
+		t.Error("a blob larger than the disk is in the cache")
+	}
+	door.mustPull(t, "small", "v1", small)
+	awaitKept(t, dir, small)
+	checkLayout(t, dir, small)
+}
+
+func TestFullOrMissingTemporaryDirectoryStopsNoStream(t *testing.T) {
+	t.Parallel()
+	registry := startRegistry(t, registryConfig{})
+	want := newImage(t, 24<<20)
+	registry.put(t, "app", "v1", want)
+	for name, dir := range map[string]string{"full": mountSmall(t, 8), "missing": filepath.Join(t.TempDir(), "absent")} {
+		t.Run(name, func(t *testing.T) {
+			p := startPier(t, pierConfig{upstreams: namedUpstream("registry.test", registry.addr), env: []string{"TMPDIR=" + dir}})
+			newClient(p.node, "registry.test").mustPull(t, "app", "v1", want)
+			whole, _ := download(t, newClient(p.node, "registry.test"), "app", want.layer(0))
+			other, _ := download(t, newClient(p.node, "registry.test"), "app", want.layer(0))
+			for _, outcome := range []<-chan error{whole, other} {
+				if err := <-outcome; err != nil {
+					t.Errorf("one of two clients: %v", err)
+				}
+			}
+		})
+	}
+}
+
+// age makes everything in the cache an hour older: uses are noted to the minute.
+func age(t *testing.T, dir string) {
+	t.Helper()
+	err := filepath.WalkDir(filepath.Join(dir, "blobs"), func(file string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		at := info.ModTime().Add(-time.Hour)
+		return os.Chtimes(file, at, at)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCacheStaysBelowItsLimitAndKeepsWhatWasUsedLast(t *testing.T) {
+	t.Parallel()
+	registry := startRegistry(t, registryConfig{})
+	dir := t.TempDir()
+	const limit = 10 << 20
+	front := startFront(t, registry.addr, 0)
+	p := startPier(t, pierConfig{
+		upstreams: namedUpstream("registry.test", front.Host()),
+		args:      []string{"--cache-dir", dir, "--cache-max-bytes", fmt.Sprint(limit)},
+	})
+	door := newClient(p.node, "registry.test")
+	var images []*image
+	for n := range 5 {
+		i := newImage(t, 3<<20)
+		images = append(images, i)
+		registry.put(t, "app", fmt.Sprint("v", n), i)
+		door.mustPull(t, "app", fmt.Sprint("v", n), i)
+		awaitKept(t, dir, i)
+		age(t, dir)
+		// The first image stays in use.
+		door.mustPull(t, "app", "v0", images[0])
+	}
+	eventually(t, soon, func() error {
+		if used, files := diskUsage(t, dir); used > limit+64<<10 { // index.json and its like are not counted
+			return fmt.Errorf("the cache holds %d bytes, allowed are %d: %v", used, limit, files)
+		}
+		return nil
+	})
+	if !kept(dir, images[4].layer(0)) {
+		t.Error("the image that came last was evicted")
+	}
+	if n := len(asked(front, http.MethodGet, images[0].layer(0).Digest.String())); n != 1 {
+		t.Errorf("the image that stayed in use was evicted: it was fetched %d times", n)
+	}
+	if kept(dir, images[1].layer(0)) {
+		t.Error("the least recently used image was kept")
+	}
+	checkLayout(t, dir, images[4])
+}
+
+func TestEvictionSparesWhatAKeptImageNeeds(t *testing.T) {
+	t.Parallel()
+	registry := startRegistry(t, registryConfig{})
+	old, filler := newImage(t, 4<<20), newImage(t, 4<<20)
+	recent := newImage(t, 1000)
+	shared := old.layer(0)
+	recent.blobs = append(recent.blobs, shared)
+	recent.manifests = []blob{newJSON(t, v1.MediaTypeImageManifest, v1.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest,
+		Config: recent.blobs[0].Descriptor, Layers: descriptors(recent.blobs[1:]),
+	})}
+	dir := t.TempDir()
+	p := startPier(t, pierConfig{
+		upstreams: namedUpstream("registry.test", registry.addr), args: []string{"--cache-dir", dir, "--cache-max-bytes", "9MiB"},
+	})
+	door := newClient(p.node, "registry.test")
+	for n, i := range []*image{old, recent, filler} {
+		registry.put(t, "app", fmt.Sprint("v", n), i)
+		door.mustPull(t, "app", fmt.Sprint("v", n), i)
+		awaitKept(t, dir, i)
+	}
+	// The image used longest ago gives next to nothing, since its layer is needed; the next one must go too.
+	large := newImage(t, 3<<20)
+	registry.put(t, "app", "large", large)
+	age(t, dir)
+	door.mustPull(t, "app", "v1", recent)
+	door.mustPull(t, "app", "large", large)
+	eventually(t, soon, func() error {
+		if kept(dir, filler.layer(0)) {
+			return fmt.Errorf("nothing was evicted")
+		}
+		return nil
+	})
+	awaitKept(t, dir, large)
+	awaitKept(t, dir, recent)
+	checkLayout(t, dir, recent)
+}
+
+func TestImageLargerThanTheCacheIsServed(t *testing.T) {
+	t.Parallel()
+	registry := startRegistry(t, registryConfig{})
+	want := newImage(t, 3<<20, 2<<20)
+	registry.put(t, "app", "v1", want)
+	dir := t.TempDir()
+	const limit = 1 << 20
+	p := startPier(t, pierConfig{
+		upstreams: namedUpstream("registry.test", registry.addr), args: []string{"--cache-dir", dir, "--cache-max-bytes", fmt.Sprint(limit)},
+	})
+	for range 2 {
+		newClient(p.node, "registry.test").mustPull(t, "app", "v1", want)
+	}
+	eventually(t, soon, func() error {
+		if used, files := diskUsage(t, dir); used > limit+64<<10 {
+			return fmt.Errorf("the cache holds %d bytes, allowed are %d: %v", used, limit, files)
+		}
+		return nil
+	})
+}

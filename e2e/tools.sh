@@ -1,0 +1,171 @@
+#!/bin/sh
+# tools.sh GROUP... installs what checks, tests and benchmarks need besides Go, once, and changes nothing outside its
+# own directory, ${PIER_TOOLS:-$HOME/.cache/pier/tools}, but for what 'apt-get update' and Go's caches do. Groups:
+#
+#   lint    golangci-lint
+#   e2e     docker-registry, skopeo, containerd 1.x, containerd 2.x, crane, regctl, a registry with the referrers API
+#   bench   nginx
+#
+# Go programs come from the Go module proxy at the versions below. Debian packages are downloaded and unpacked, never
+# installed: no service starts, and containerd 1.x and 2.x live side by side. Their versions are those of the machine's
+# Debian release (12: containerd 1.6, docker-registry 2.8, skopeo 1.9, nginx 1.22).
+set -eu
+
+crane=v0.22.1         # github.com/google/go-containerregistry
+regctl=v0.11.7        # github.com/regclient/regclient
+containerd=v2.4.2     # github.com/containerd/containerd/v2
+golangci_lint=v2.15.0 # github.com/golangci/golangci-lint/v2
+
+tools=${PIER_TOOLS:-$HOME/.cache/pier/tools}
+mkdir -p "$tools/bin" "$tools/debian"
+tools=$(cd "$tools" && pwd)
+
+say() { echo "tools.sh: $*"; }
+die() { echo "tools.sh: $*" >&2; exit 1; }
+
+# have FILE MODULE VERSION: FILE is a Go program built from that version of MODULE.
+have() {
+	[ -x "$1" ] && go version -m "$1" | awk -v m="$2" -v v="$3" \
+		'($1 == "mod" || $1 == "dep") && $2 == m && $3 == v { found = 1 } END { exit !found }'
+}
+
+# program DIR MODULE VERSION PACKAGE... builds programs of one module into DIR. Their dependencies never touch go.mod.
+program() {
+	dir=$1 module=$2 version=$3
+	shift 3
+	for package; do
+		name=${package##*/}
+		have "$dir/$name" "$module" "$version" && continue
+		say "$name $version ($module)"
+		(cd / && CGO_ENABLED=0 GOFLAGS='' GOBIN="$dir" go install "$module/$package@$version") ||
+			die "$module/$package@$version did not build: is the Go module proxy reachable?"
+	done
+}
+
+# download PACKAGE as a file into its directory.
+download() {
+	(cd "$tools/debian/$1" && apt-get download -q -o APT::Sandbox::User=root "$1" >/dev/null)
+}
+
+# debian PACKAGE... unpacks Debian packages into $tools/debian/PACKAGE.
+debian() {
+	for package; do
+		[ -e "$tools/debian/$package/.unpacked" ] && continue
+		if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+			die "no apt-get here: unpack what Debian calls $package into $tools/debian/$package by hand," \
+				"and create the file .unpacked there"
+		fi
+		rm -rf "$tools/debian/$package"
+		mkdir -p "$tools/debian/$package"
+		download "$package" 2>/dev/null || {
+			# No package lists, as on a fresh machine, or old ones.
+			[ "$(id -u)" = 0 ] || die "apt cannot download $package: run 'apt-get update' as root, then this again"
+			say "apt-get update"
+			apt-get update -q >/dev/null && download "$package" || die "apt cannot download $package"
+		}
+		(
+			cd "$tools/debian/$package"
+			set -- *.deb
+			say "$package $(dpkg-deb -f "$1" Version) (Debian)"
+			dpkg-deb -x "$1" .
+			rm "$1"
+			touch .unpacked
+		) || die "Debian package $package could not be unpacked"
+	done
+}
+
+# runs PROGRAM [LIBRARIES]: every shared library that PROGRAM needs is there.
+runs() {
+	missing=$(LD_LIBRARY_PATH="${2:-}" ldd "$1" | awk '/not found/ { print $1 }')
+	[ -z "$missing" ] || die "$1 needs shared libraries that are not here:" $missing
+}
+
+# link DIR NAME TARGET puts a Debian program where the tests look.
+link() {
+	runs "$3"
+	mkdir -p "$1"
+	ln -sf "$3" "$1/$2"
+}
+
+lint() {
+	program "$tools/bin" github.com/golangci/golangci-lint/v2 $golangci_lint cmd/golangci-lint
+}
+
+e2e() {
+	program "$tools/bin" github.com/google/go-containerregistry $crane cmd/crane
+	program "$tools/bin" github.com/regclient/regclient $regctl cmd/regctl
+	program "$tools/containerd2" github.com/containerd/containerd/v2 $containerd cmd/containerd cmd/ctr
+	referrers_registry
+
+	debian containerd docker-registry skopeo libgpgme11 libassuan0 libgpg-error0 libdevmapper1.02.1
+	link "$tools/containerd1" containerd "$tools/debian/containerd/usr/bin/containerd"
+	link "$tools/containerd1" ctr "$tools/debian/containerd/usr/bin/ctr"
+	link "$tools/bin" docker-registry "$tools/debian/docker-registry/usr/bin/docker-registry"
+
+	libraries=
+	for package in libgpgme11 libassuan0 libgpg-error0 libdevmapper1.02.1; do
+		for dir in "$tools/debian/$package"/usr/lib/*-linux-gnu "$tools/debian/$package"/lib/*-linux-gnu; do
+			[ ! -d "$dir" ] || libraries=$libraries${libraries:+:}$dir
+		done
+	done
+	runs "$tools/debian/skopeo/usr/bin/skopeo" "$libraries"
+	cat >"$tools/bin/skopeo.new" <<-EOF
+		#!/bin/sh
+		LD_LIBRARY_PATH='$libraries' exec '$tools/debian/skopeo/usr/bin/skopeo' "\$@"
+	EOF
+	chmod +x "$tools/bin/skopeo.new"
+	mv "$tools/bin/skopeo.new" "$tools/bin/skopeo"
+}
+
+# referrers_registry builds a registry that has the referrers API, which Debian's does not: crane's own, with that
+# switched on.
+referrers_registry() {
+	have "$tools/bin/referrers-registry" github.com/google/go-containerregistry $crane && return
+	say "referrers-registry $crane (github.com/google/go-containerregistry/pkg/registry)"
+	dir=$(mktemp -d)
+	cat >"$dir/main.go" <<-'EOF'
+		// Command referrers-registry ADDRESS serves an in-memory registry with the referrers API.
+		package main
+
+		import (
+			"log"
+			"net/http"
+			"os"
+
+			"github.com/google/go-containerregistry/pkg/registry"
+		)
+
+		func main() {
+			log.Fatal(http.ListenAndServe(os.Args[1], registry.New(registry.WithReferrersSupport(true))))
+		}
+	EOF
+	(
+		cd "$dir"
+		export CGO_ENABLED=0 GOFLAGS=''
+		go mod init referrers-registry 2>/dev/null
+		go get "github.com/google/go-containerregistry@$crane" 2>/dev/null
+		go mod tidy 2>/dev/null
+		go build -o "$tools/bin/referrers-registry" .
+	) || die "referrers-registry did not build: is the Go module proxy reachable?"
+	rm -r "$dir"
+}
+
+bench() {
+	debian nginx
+	link "$tools/bin" nginx "$tools/debian/nginx/usr/sbin/nginx"
+}
+
+[ $# -gt 0 ] || die "usage: tools.sh lint|e2e|bench..."
+command -v go >/dev/null || die "no Go here: install it from https://go.dev/dl/"
+# Two runs at once would build everything twice.
+if command -v flock >/dev/null; then
+	exec 9>"$tools/.lock"
+	flock 9
+fi
+for group; do
+	case $group in
+	lint | e2e | bench) $group ;;
+	*) die "unknown group $group: lint, e2e or bench" ;;
+	esac
+done
+say "everything for '$*' is in $tools"
