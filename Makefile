@@ -42,7 +42,7 @@ race:
 
 e2e:
 	e2e/tools.sh e2e
-	go test -tags e2e -count=1 -timeout 15m ./e2e/... ./internal/...
+	go test -tags e2e -count=1 -parallel 4 -timeout 15m ./e2e/... ./internal/...
 
 bench: ## measure against a bare server, nginx and other caches, and print one table
 	e2e/tools.sh bench

@@ -194,7 +194,7 @@ func (n *Node) openUpstreams() error {
 	}
 	n.upstreams, err = upstream.New(upstream.Config{
 		Upstreams: list, Allow: n.cfg.AllowUpstream, Timeout: n.cfg.PullTimeout,
-		UserAgent: "pier/" + n.version, Log: n.log, Metrics: n.metrics,
+		UserAgent: "pier/" + n.version, Name: n.name, Log: n.log, Metrics: n.metrics,
 	})
 	if err != nil || n.cfg.Upstreams == "" {
 		return err

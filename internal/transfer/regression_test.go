@@ -532,22 +532,23 @@ func TestResolveDoesNotMixRegistries(t *testing.T) {
 func TestReadAfterAnError(t *testing.T) {
 	f := setup(t, t.TempDir())
 	right := []byte(`{"os":"linux"}`)
-	f.ref.Digest, f.blob = ocitest.Digest(right), right
+	f.ref.Digest = ocitest.Digest(right)
 	f.up.AddAs(f.ref.Digest, "", []byte(`{"os":"linuX"}`))
+	f.up.onBlame = func() { _ = f.up.Delete(context.Background(), f.ref.Digest) }
+	open := make(chan struct{})
+	f.up.hook = func(_ int64, _ oci.Reference, _ int64, rc io.ReadCloser) (io.ReadCloser, error) {
+		return gate(rc, 1, open), nil
+	}
 	rc, _, err := f.Open(t.Context(), f.ref, 0, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer rc.Close()
-	defer func() {
-		if p := recover(); p != nil {
-			t.Errorf("panic: %v", p)
-		}
-	}()
-	f.up.onBlame = func() { _ = f.up.Delete(context.Background(), f.ref.Digest) }
+	close(open)
 	for range 3 {
-		_, err := rc.Read(make([]byte, 100))
-		t.Log(err)
+		if n, err := rc.Read(make([]byte, 100)); err == nil || err == io.EOF {
+			t.Errorf("got %d bytes, error %v, want a failure", n, err)
+		}
 	}
 }
 

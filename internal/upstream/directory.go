@@ -76,7 +76,7 @@ func newDirectory(cfg Config, upstreams []Upstream) (*directory, error) {
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
 	}
-	d.trusted = d.client(rules{listed: true}, nil)
+	d.trusted = d.client(rules{listed: true, tls: true}, nil)
 	d.public = d.client(rules{}, nil)
 	return d, nil
 }

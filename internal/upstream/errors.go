@@ -22,6 +22,7 @@ type fault struct {
 	text   string
 	status int   // the registry's, or 0
 	size   int64 // of the content, where a refusal of a range says it; else -1
+	moved  bool  // the status is not the registry's, but that of a store it redirected to
 	wraps  []error
 }
 
@@ -50,14 +51,26 @@ func (t target) refused(what string, resp *http.Response) error {
 	// A short body read to its end leaves the connection usable.
 	_, _ = io.CopyN(io.Discard, resp.Body, 16<<10)
 	_ = resp.Body.Close()
-	f := t.fault(what, fmt.Sprintf("status %d", resp.StatusCode), t.class(resp.StatusCode))
-	f.status = resp.StatusCode
+	class, happened := t.class(resp.StatusCode), fmt.Sprintf("status %d", resp.StatusCode)
+	moved := t.moved(resp)
+	if moved { // an address that has run out, or is meant for another method, says nothing of the content
+		class, happened = oci.ErrUnavailable, happened+" of "+resp.Request.URL.Host
+	}
+	f := t.fault(what, happened, class)
+	f.status, f.moved = resp.StatusCode, moved
 	if size, ok := strings.CutPrefix(resp.Header.Get("Content-Range"), "bytes */"); ok && f.status == http.StatusRequestedRangeNotSatisfiable {
 		if n, err := strconv.ParseUint(size, 10, 63); err == nil {
 			f.size = int64(n)
 		}
 	}
 	return f
+}
+
+// moved reports whether an answer is that of a store that the registry redirected to, and not of another registry that
+// answers in its place.
+func (t target) moved(resp *http.Response) bool {
+	u := resp.Request.URL
+	return u.Host != t.host && !strings.HasPrefix(u.Path, "/v2/")
 }
 
 // class returns what a status means. [oci.ErrUnavailable] says that nothing was learned, and lets others answer in the

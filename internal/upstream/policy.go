@@ -94,13 +94,16 @@ func publicName(name string) bool {
 
 // rules say where all that is done on behalf of one upstream may go: its requests, redirects and token requests.
 type rules struct {
-	listed bool       // named by the operator: private and loopback addresses are fine, and plain HTTP
+	listed bool       // named by the operator: private and loopback addresses are fine, and plain HTTP unless
+	tls    bool       // it was named by a pattern, which says nothing of HTTP
 	own    netip.Addr // the upstream's name, if that is an address
 }
 
 // permit checks a request before its host is resolved. It is all there is where an HTTP proxy resolves.
 func (r rules) permit(u *url.URL) error {
 	switch {
+	case r.listed && r.tls && u.Scheme != "https":
+		return fmt.Errorf("%s over plain %.10s, on behalf of a registry that only a pattern allows: %w", u.Hostname(), u.Scheme, oci.ErrNotAllowed)
 	case r.listed:
 		if addr := literal(u.Host); addr.IsValid() {
 			return r.permitAddr(addr)

@@ -89,8 +89,9 @@ func (t target) send(w *watch, q query) (*http.Response, error) {
 			return resp, nil
 		default:
 			err = t.refused(q.what, resp)
-			again = temporaryStatus(resp.StatusCode)
-			if after, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now()); ok && again {
+			moved := t.moved(resp)
+			again = temporaryStatus(resp.StatusCode) || moved && resp.StatusCode != http.StatusRequestedRangeNotSatisfiable
+			if after, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now()); ok && again && (!moved || after <= maxObeyed) {
 				if after > maxObeyed {
 					t.limited.set(key, time.Now().Add(min(after, maxRemembered)))
 					return nil, t.fault(q.what, fmt.Sprintf("status %d, to come back in %v", resp.StatusCode, after), oci.ErrRateLimited)
@@ -119,7 +120,7 @@ func (t target) once(ctx context.Context, q query) (*http.Response, error) {
 		return nil, err
 	}
 	for k, v := range map[string]string{
-		"Accept": q.accept, "Accept-Encoding": "identity", "Range": q.ranged, "Authorization": t.account.header,
+		"Accept": q.accept, "Accept-Encoding": "identity", "Range": q.ranged, "Authorization": t.account.header, "Via": t.via(ctx),
 	} {
 		if v != "" {
 			req.Header.Set(k, v)
@@ -140,6 +141,18 @@ func (t target) once(ctx context.Context, q query) (*http.Response, error) {
 	}
 	t.metrics.remaining(t.name, resp.Header.Get("RateLimit-Remaining"))
 	return resp, nil
+}
+
+// via returns the Via header for a mirror, which may be a node like this one: so that a request does not go round.
+func (t target) via(ctx context.Context) string {
+	if t.ns == "" || t.cfg.Name == "" {
+		return ""
+	}
+	own := "1.1 " + t.cfg.Name
+	if before := oci.Via(ctx); before != "" {
+		return before + ", " + own
+	}
+	return own
 }
 
 func join(values, ns string) string {

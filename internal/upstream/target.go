@@ -58,8 +58,8 @@ func queryFor(method string, ref oci.Reference) query {
 // resolve asks with a HEAD, and where the answer does not say enough, with a GET.
 func (t target) resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
 	resp, w, err := t.call(ctx, queryFor(http.MethodHead, ref))
-	if status := statusOf(err); status == http.StatusMethodNotAllowed || status == http.StatusNotImplemented {
-		return t.resolveByGet(ctx, ref)
+	if status := statusOf(err); status == http.StatusMethodNotAllowed || status == http.StatusNotImplemented || refusedElsewhere(err) {
+		return t.resolveByGet(ctx, ref) // HEAD is not spoken, or not at the address that the registry signed for a GET
 	}
 	if err != nil {
 		return oci.Descriptor{}, err
@@ -84,6 +84,12 @@ func (t target) resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor,
 		return oci.Descriptor{}, t.tooLarge(ref)
 	}
 	return desc, nil
+}
+
+// refusedElsewhere reports whether a store that the registry redirected to refused.
+func refusedElsewhere(err error) bool {
+	f, ok := errors.AsType[*fault](err)
+	return ok && f.moved
 }
 
 // resolveByGet reads a manifest and computes its digest, or asks for the first byte of a blob to learn its size.

@@ -31,6 +31,7 @@ type Config struct {
 	Timeout time.Duration
 
 	UserAgent string       // "" means "pier"
+	Name      string       // of this node in the Via header of requests to mirrors; "" means none
 	Log       *slog.Logger // nil: nothing is logged
 	Metrics   *metrics.Set // nil: a set of its own
 
