@@ -35,6 +35,34 @@ func eachContainerd(t *testing.T, test func(t *testing.T, c *containerd)) {
 // startContainerd starts the containerd in toolsDir/version, without the parts that run containers.
 func startContainerd(t *testing.T, version string) *containerd {
 	t.Helper()
+	return startContainerdWith(t, version, `version = 2
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+  "io.containerd.nri.v1.nri", "io.containerd.internal.v1.restart", "io.containerd.internal.v1.tracing",
+  "io.containerd.tracing.processor.v1.otlp",
+]
+`)
+}
+
+// startCRI starts a containerd as Kubernetes has it, with the registry configuration that docs/containerd.md shows.
+func startCRI(t *testing.T, version, hosts string) *containerd {
+	t.Helper()
+	if version == "containerd1" {
+		return startContainerdWith(t, version, fmt.Sprintf(`version = 2
+[plugins."io.containerd.grpc.v1.cri".registry]
+  config_path = %q
+`, hosts))
+	}
+	return startContainerdWith(t, version, fmt.Sprintf(`version = 3
+disabled_plugins = ["io.containerd.nri.v1.nri"]
+[plugins.'io.containerd.cri.v1.images'.registry]
+  config_path = %q
+`, hosts))
+}
+
+// startContainerdWith starts a containerd whose configuration begins with head.
+func startContainerdWith(t *testing.T, version, head string) *containerd {
+	t.Helper()
 	// A socket's path is at most 107 bytes long, and t.TempDir holds the name of the test.
 	dir, err := os.MkdirTemp("", "pier-e2e-ctd-")
 	if err != nil {
@@ -47,21 +75,19 @@ func startContainerd(t *testing.T, version string) *containerd {
 		}
 	})
 	config := filepath.Join(dir, "config.toml")
-	writeFile(t, config, fmt.Sprintf(`version = 2
-root = "%[1]s/root"
+	top, tables, _ := strings.Cut(head, "[plugins")
+	if tables != "" {
+		tables = "[plugins" + tables
+	}
+	writeFile(t, config, top+fmt.Sprintf(`root = "%[1]s/root"
 state = "%[1]s/state"
-disabled_plugins = [
-  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
-  "io.containerd.nri.v1.nri", "io.containerd.internal.v1.restart", "io.containerd.internal.v1.tracing",
-  "io.containerd.tracing.processor.v1.otlp",
-]
 [debug]
   level = "warn"
 [grpc]
   address = "%[1]s/c.sock"
 [plugins."io.containerd.internal.v1.opt"]
   path = "%[1]s/opt"
-`, dir))
+`, dir)+tables)
 	c := &containerd{ctr: tool(version + "/ctr"), root: filepath.Join(dir, "root"), socket: filepath.Join(dir, "c.sock")}
 	c.start = func(t *testing.T) {
 		t.Helper()

@@ -45,10 +45,11 @@ type Node struct {
 	engine    *transfer.Engine
 	watched   []watched
 
-	hangup   chan os.Signal // SIGHUP
-	requests atomic.Uint64  // that any door was asked
-	worked   uint64         // what had been asked at the last look, see rest
-	rested   bool           // memory was given back since
+	hangup  chan os.Signal // SIGHUP
+	serving atomic.Int64   // requests under way
+	served  atomic.Uint64  // requests that ended
+	worked  uint64         // how many had ended at the last look, see rest
+	rested  bool           // memory was given back since
 
 	doors []*door
 }
@@ -124,7 +125,11 @@ func (n *Node) wire() error {
 // counted counts the requests, so that the node knows when it rests.
 func (n *Node) counted(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		n.requests.Add(1)
+		n.serving.Add(1)
+		defer func() {
+			n.serving.Add(-1)
+			n.served.Add(1)
+		}()
 		h.ServeHTTP(w, r)
 	})
 }

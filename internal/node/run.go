@@ -180,7 +180,8 @@ func notify(state string) {
 
 // rest gives memory back to the system once after work, which the runtime of the language would do after minutes only.
 func (n *Node) rest() {
-	switch served := n.requests.Load(); {
+	switch served := n.served.Load(); {
+	case n.serving.Load() > 0:
 	case served != n.worked:
 		n.worked, n.rested = served, false
 	case !n.rested:

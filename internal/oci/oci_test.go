@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 )
 
 const (
@@ -60,6 +63,24 @@ func TestParseReference(t *testing.T) {
 			t.Errorf("ParseReference(%q) = %s, %v, want %s", s, ref, err, want)
 		}
 	}
+}
+
+// The scanners do what the specifications' own expressions say.
+func FuzzScanners(f *testing.F) {
+	tag := regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	for _, s := range []string{sum256, sum512, "v1", "_", ".a", "a.", "a\n", strings.Repeat("x", 128), strings.Repeat("x", 129), "sha256:" + strings.Repeat("A", 64)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		d := digest.Digest(s)
+		want := d.Validate() == nil && (d.Algorithm() == digest.SHA256 || d.Algorithm() == digest.SHA512)
+		if _, err := ParseDigest(s); (err == nil) != want {
+			t.Errorf("ParseDigest(%q): error %v, want valid %v", s, err, want)
+		}
+		if got, want := validTag(s), tag.MatchString(s); got != want {
+			t.Errorf("tag %q: valid %v, want %v", s, got, want)
+		}
+	})
 }
 
 func FuzzParseReference(f *testing.F) {

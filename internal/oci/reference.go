@@ -16,11 +16,20 @@ type Digest = digest.Digest
 // ParseDigest returns s as a Digest. It accepts the two algorithms the image specification registers and every
 // registry serves, sha256 and sha512, and otherwise returns an error wrapping [ErrDigestInvalid].
 func ParseDigest(s string) (Digest, error) {
-	d := Digest(s)
-	if err := d.Validate(); err != nil || (d.Algorithm() != digest.SHA256 && d.Algorithm() != digest.SHA512) {
-		return "", fmt.Errorf("digest %.80q: %w", s, ErrDigestInvalid)
+	alg, value, _ := strings.Cut(s, ":")
+	if d := Digest(s); (alg == "sha256" && len(value) == 64 || alg == "sha512" && len(value) == 128) && isHex(value) {
+		return d, nil
 	}
-	return d, nil
+	return "", fmt.Errorf("digest %.80q: %w", s, ErrDigestInvalid)
+}
+
+func isHex(s string) bool {
+	for _, c := range []byte(s) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 // Kind says which half of a repository a [Reference] points into.
@@ -76,9 +85,21 @@ func (r Reference) WithDigest(d Digest) Reference {
 // IPv6 address in brackets.
 var (
 	repositoryRE = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
-	tagRE        = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
 	registryRE   = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*\.?|\[[a-fA-F0-9:.]+\])(?::[0-9]{1,5})?$`)
 )
+
+// maxTag is the longest tag, in bytes.
+const maxTag = 128
+
+func validTag(s string) bool {
+	for i, c := range []byte(s) {
+		word := c == '_' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+		if !word && (i == 0 || c != '.' && c != '-') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxTag
+}
 
 // maxName is the longest registry and repository together, in bytes: the distribution specification says many
 // clients limit the name to 255 characters.
@@ -93,7 +114,7 @@ func (r Reference) Validate() error {
 	if len(r.Registry)+len(r.Repository) > maxName || !repositoryRE.MatchString(r.Repository) {
 		return fmt.Errorf("repository %.80q: %w", r.Repository, ErrNameInvalid)
 	}
-	if r.Tag != "" && (r.Kind != Manifest || !tagRE.MatchString(r.Tag)) {
+	if r.Tag != "" && (r.Kind != Manifest || !validTag(r.Tag)) {
 		return fmt.Errorf("tag %.80q: %w", r.Tag, ErrTagInvalid)
 	}
 	if r.Digest != "" {
