@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -18,11 +19,13 @@ type node struct {
 
 // startNode starts a node with an empty cache directory, or with none.
 func (b *bench) startNode(ctx context.Context, cached bool) (n *node, err error) {
-	var doors [3]string // all that a node has by default, each at a port of its own
+	var doors [3]string // all that a node has by default, each at an address of its own: a free port may be given twice
 	for i := range doors {
-		if doors[i], err = freeAddr(); err != nil {
+		addr, err := freeAddr()
+		if err != nil {
 			return nil, err
 		}
+		doors[i] = strings.Replace(addr, "127.0.0.1", fmt.Sprintf("127.0.0.%d", i+1), 1)
 	}
 	n = &node{server: server{addr: doors[0], query: "?ns=" + b.upstream.addr}}
 	upstreams := filepath.Join(b.dir, "upstreams.yaml")
