@@ -119,7 +119,7 @@ func TestWithoutARuntimeItIsSaidAndTheNodeKeepsACacheOfItsOwn(t *testing.T) {
 	if log := p.log.String(); !strings.Contains(log, "no container runtime found") {
 		t.Error("the log does not say that there is no runtime")
 	}
-	awaitKept(t, filepath.Join(p.dir, ".cache", "pier"), want)
+	awaitKept(t, filepath.Join(p.dir, ".cache", "pier", "images"), want)
 }
 
 var sampleRE = regexp.MustCompile(`^[a-zA-Z_:][a-zA-Z0-9_:]*(\{[^}]*\})? [-+0-9.eEInfNa]+$`)

@@ -22,7 +22,7 @@ type Config struct {
 
 	Upstreams       string        // file that says how to reach registries; "" for none
 	DefaultRegistry string        // registry of requests that name none, in the form of oci.Canonical
-	AllowUpstream   []string      // patterns of registries that may be asked besides public ones
+	AllowUpstream   []string      // patterns of the registries that may be asked beside those in Upstreams; none: any with a public name
 	PullTimeout     time.Duration // a pull that makes no progress for this long is given up
 	TagTTL          time.Duration // how long a tag's digest is believed before its registry is asked again
 	AirGapped       bool          // upstream registries are never asked

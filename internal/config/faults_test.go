@@ -62,10 +62,10 @@ func TestFaults(t *testing.T) {
 			want: []string{`FILE:1: unknown key "tls_cert": did you mean tls-cert?`},
 		},
 		{
-			name: "nothing follows from a file that cannot be read", file: "listen: [", args: []string{"--tls-key=" + pem, "--cache-max-bytes=1G", "--tag-ttl=0s"},
+			name: "nothing follows from a file that cannot be read", file: "listen: [", args: []string{"--tls-key=" + pem, "--cache-max-bytes=1G", "--tag-ttl=-1s"},
 			want: []string{
 				`config: FILE: yaml: line 1: did not find expected node content`,
-				`tag-ttl: 0s: write a duration of more than nothing, 1ms for as good as none`,
+				`tag-ttl: -1s: write a duration, or 0s to have registries asked each time`,
 			},
 		},
 		{
@@ -146,12 +146,12 @@ func TestFaults(t *testing.T) {
 			},
 		},
 		{
-			name: "upstreams", args: []string{"--default-registry=registry", "--allow-upstream=https://a.test", "--tag-ttl=0s", "--pull-timeout=-1s"},
+			name: "upstreams", args: []string{"--default-registry=registry", "--allow-upstream=https://a.test", "--tag-ttl=-1s", "--pull-timeout=-1s"},
 			want: []string{
 				`default-registry: "registry" is no registry: write host or host:port, for example docker.io or registry.example.com:5000`,
 				`allow-upstream: "https://a.test" is a URL: leave out its scheme`,
-				`pull-timeout: -1s: write a duration of more than nothing, 1ms for as good as none`,
-				`tag-ttl: 0s: write a duration of more than nothing, 1ms for as good as none`,
+				`pull-timeout: -1s: write a duration of more than nothing`,
+				`tag-ttl: -1s: write a duration, or 0s to have registries asked each time`,
 			},
 		},
 		{

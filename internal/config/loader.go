@@ -57,9 +57,9 @@ func (l *Loader) declare() {
 
 	path(&c.Upstreams, "upstreams", "YAML `file` that says how to reach registries: credentials, TLS, mirrors")
 	f.StringVar(&c.DefaultRegistry, "default-registry", oci.DockerHub, "`registry` of requests that name none")
-	f.Var(&list{p: &c.AllowUpstream}, "allow-upstream", "`pattern` of registries that may be asked besides public ones (repeatable)")
+	f.Var(&list{p: &c.AllowUpstream}, "allow-upstream", "allow only registries of this `pattern`, and those that --upstreams lists (repeatable; default any public name)")
 	f.DurationVar(&c.PullTimeout, "pull-timeout", time.Minute, "give up a pull that makes no progress for this `duration`")
-	f.DurationVar(&c.TagTTL, "tag-ttl", 30*time.Second, "believe a tag's digest for this `duration` before its registry is asked again")
+	f.DurationVar(&c.TagTTL, "tag-ttl", 30*time.Second, "believe a tag's digest for this `duration` before its registry is asked again; 0s to ask each time")
 	f.BoolVar(&c.AirGapped, "air-gapped", false, "never ask an upstream registry")
 
 	path(&c.TLSCert, "tls-cert", "PEM `file`: certificate chain of the node door")

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"pier/internal/oci"
 )
@@ -129,15 +128,11 @@ func (c *Config) validateUpstreams(f *faults) {
 			f.add([]string{"allow-upstream"}, "allow-upstream: %.80q is a URL: leave out its scheme", pattern)
 		}
 	}
-	for _, d := range []struct {
-		name  string
-		value time.Duration
-	}{
-		{"pull-timeout", c.PullTimeout}, {"tag-ttl", c.TagTTL},
-	} {
-		if d.value <= 0 {
-			f.add([]string{d.name}, "%s: %s: write a duration of more than nothing, 1ms for as good as none", d.name, d.value)
-		}
+	if c.PullTimeout <= 0 {
+		f.add([]string{"pull-timeout"}, "pull-timeout: %s: write a duration of more than nothing", c.PullTimeout)
+	}
+	if c.TagTTL < 0 {
+		f.add([]string{"tag-ttl"}, "tag-ttl: %s: write a duration, or 0s to have registries asked each time", c.TagTTL)
 	}
 }
 

@@ -165,9 +165,9 @@ func (n *Node) openRuntime(ctx context.Context) error {
 // ownCacheDir is where a node keeps images when there is neither a runtime nor a configured directory.
 func ownCacheDir() string {
 	if dir, err := os.UserCacheDir(); err == nil {
-		return filepath.Join(dir, "pier")
+		return filepath.Join(dir, "pier", "images")
 	}
-	return "/var/cache/pier" // a service without a home
+	return "/var/cache/pier/images" // a service without a home
 }
 
 // spoolDir is where content on its way is spooled that no cache keeps: the directory for large temporary files, since /tmp is
