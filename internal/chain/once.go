@@ -29,6 +29,7 @@ func Once(log *slog.Logger, origin string, src oci.Source) oci.Source {
 const (
 	quarantine = 10 * time.Minute // until content found wrong is looked at again: the runtime may have replaced it
 	maxProven  = 1 << 16          // digests remembered as proven: about 6 MB; over it, some are proven again
+	maxWaiting = 64               // contents that wait to be judged in the background; the rest when they are asked for again
 )
 
 type once struct {
@@ -102,7 +103,7 @@ func (o *once) Referrers(ctx context.Context, ref oci.Reference) ([]v1.Descripto
 func (o *once) check(ref oci.Reference) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.checking[ref.Digest] || len(o.checking) >= maxProven {
+	if o.checking[ref.Digest] || len(o.checking) >= maxWaiting {
 		return
 	}
 	o.checking[ref.Digest] = true
