@@ -40,7 +40,7 @@ type Cache struct {
 	c    Config
 	lock *os.File
 
-	hits, misses, evicted *metrics.Counter
+	evicted *metrics.Counter
 
 	bytes atomic.Int64 // of content
 	blobs atomic.Int64
@@ -53,6 +53,7 @@ type Cache struct {
 	index    map[string]entry
 	pending  map[string]oci.Digest   // names of manifests that are not here yet
 	children map[oci.Digest]struct{} // manifests named by an index that was kept
+	hidden   map[oci.Digest]struct{} // damaged, and not to be deleted
 	active   map[string]struct{}     // names of the partial files of transfers that run
 	dirty    bool                    // index differs from the file
 
@@ -83,10 +84,8 @@ func Open(c Config) (*Cache, error) {
 		c.Metrics = metrics.NewSet()
 	}
 	k := &Cache{
-		c: c, files: chain.Blobs{Source: "cache"}, pending: make(map[string]oci.Digest), children: make(map[oci.Digest]struct{}), active: make(map[string]struct{}),
+		c: c, files: chain.Blobs{Source: "cache"}, pending: make(map[string]oci.Digest), children: make(map[oci.Digest]struct{}), active: make(map[string]struct{}), hidden: make(map[oci.Digest]struct{}),
 		write: make(chan struct{}, 1), full: make(chan struct{}, 1), swept: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
-		hits:    c.Metrics.NewCounter("pier_cache_hits_total"),
-		misses:  c.Metrics.NewCounter("pier_cache_misses_total"),
 		evicted: c.Metrics.NewCounter("pier_cache_evicted_bytes_total"),
 	}
 	for _, dir := range []string{k.path("blobs", "sha256"), k.path("blobs", "sha512"), k.path("pier", "partial"), k.path("pier", "referrers")} {
@@ -247,6 +246,9 @@ func (k *Cache) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, e
 		}
 		ref.Digest = e.Digest
 	}
+	if err := k.visible(ref.Digest); err != nil {
+		return oci.Descriptor{}, err
+	}
 	desc, used, err := k.files.Stat(k.c.Dir, ref)
 	if err == nil {
 		k.touch(ref.Digest, used)
@@ -256,13 +258,12 @@ func (k *Cache) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, e
 
 // Open implements [oci.Source].
 func (k *Cache) Open(_ context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+	if err := k.visible(ref.Digest); err != nil {
+		return nil, oci.Descriptor{}, err
+	}
 	rc, desc, used, err := k.files.Open(k.c.Dir, ref, offset, length)
-	switch {
-	case err == nil:
-		k.hits.Inc()
+	if err == nil {
 		k.touch(ref.Digest, used)
-	case errors.Is(err, oci.ErrNotFound):
-		k.misses.Inc()
 	}
 	return rc, desc, err
 }
@@ -321,8 +322,21 @@ func (k *Cache) Blame(ref oci.Reference, origin string) {
 		return
 	}
 	if err := k.Delete(context.Background(), ref.Digest); err != nil {
-		k.c.Log.Error("damaged content not deleted; delete the file by hand", "file", k.blobPath(ref.Digest), "err", err)
+		k.c.Log.Error("damaged content not deleted, and not offered any more; delete the file by hand", "file", k.blobPath(ref.Digest), "err", err)
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		remember(k.hidden, ref.Digest, struct{}{})
 	}
+}
+
+// visible returns an error wrapping [oci.ErrNotFound] for content that is damaged and could not be deleted.
+func (k *Cache) visible(dgst oci.Digest) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, hidden := k.hidden[dgst]; hidden {
+		return fmt.Errorf("cache: %s is damaged: %w", dgst, oci.ErrNotFound)
+	}
+	return nil
 }
 
 func (k *Cache) intact(dgst oci.Digest) bool {

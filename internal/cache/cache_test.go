@@ -571,3 +571,58 @@ func TestNamesAreBounded(t *testing.T) {
 		t.Errorf("%d names, want %d", len(k.index), maxNames)
 	}
 }
+
+// What was asked for and is nowhere leaves nothing behind.
+func TestAnEmptyPartialIsNotKept(t *testing.T) {
+	k := open(t, t.TempDir(), 0)
+	defer shut(t, k)
+	p, err := k.Begin(pier.Reference{Kind: pier.Blob, Digest: ocitest.Absent})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.File().Close()
+	if err := p.Suspend(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(k.path("pier", "partial")); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// A manifest that was long on its way must not take back a tag that moved on meanwhile.
+func TestALateManifestDoesNotTakeItsTagBack(t *testing.T) {
+	k := open(t, t.TempDir(), 0)
+	defer shut(t, k)
+	now := keepImage(t, k, "registry.test/app:v1", ocitest.Bytes(1, 10))
+	ref, _ := pier.ParseReference("registry.test/app:v1", "")
+	if err := k.Tag(t.Context(), ref, pier.Descriptor{Digest: now[0]}); err != nil {
+		t.Fatal(err)
+	}
+	keepImage(t, k, "registry.test/app:v1", ocitest.Bytes(2, 10))
+	if desc, err := k.Resolve(t.Context(), ref); err != nil || desc.Digest != now[0] {
+		t.Errorf("got %+v, %v; want %s", desc, err, now[0])
+	}
+}
+
+// Damaged content that cannot be deleted is not offered, until it is replaced.
+func TestDamagedContentThatCannotBeDeleted(t *testing.T) {
+	k := open(t, t.TempDir(), 0)
+	defer shut(t, k)
+	b := ocitest.Bytes(1, 100)
+	ref := pier.Reference{Registry: "registry.test", Kind: pier.Blob, Digest: ocitest.Digest(b)}
+	path := k.blobPath(ref.Digest)
+	if err := errors.Join(os.Mkdir(path, 0o700), os.WriteFile(filepath.Join(path, "x"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	k.Blame(ref, "cache") // a directory that is not empty cannot be removed as a file
+	if _, err := k.Resolve(t.Context(), ref); !errors.Is(err, pier.ErrNotFound) {
+		t.Errorf("got error %v, want ErrNotFound", err)
+	}
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	keep(t, k, ref, "", b)
+	if !has(k, ref.Digest) {
+		t.Error("what replaced it is not offered")
+	}
+}

@@ -169,7 +169,8 @@ func (k *Cache) arrived(ref oci.Reference, desc oci.Descriptor, info oci.Manifes
 	}
 	e := entry{info.MediaType, desc.Digest, desc.Size}
 	_, child := k.children[desc.Digest]
-	if ref.Registry != "" && (ref.Tag != "" || !child) {
+	_, named := k.index[nameOf(ref)] // what a tag names now, Tag was told: this may have been long on its way
+	if ref.Registry != "" && !named && (ref.Tag != "" || !child) {
 		k.name(nameOf(ref), e)
 	}
 	for name, dgst := range k.pending {

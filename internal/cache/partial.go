@@ -47,6 +47,9 @@ func (p *partial) File() *os.File { return p.f }
 
 // Suspend implements [oci.Partial].
 func (p *partial) Suspend() error {
+	if info, err := p.f.Stat(); err == nil && info.Size() == 0 {
+		return p.Discard()
+	}
 	p.k.settled(p.name)
 	select {
 	case p.k.swept <- struct{}{}:
@@ -95,7 +98,7 @@ func (p *partial) commit(ref oci.Reference, desc oci.Descriptor) error {
 		return err
 	}
 	path := p.k.blobPath(desc.Digest)
-	if err := p.k.place(p.f.Name(), path, desc.Size); err != nil {
+	if err := p.k.place(p.f.Name(), desc.Digest, desc.Size); err != nil {
 		return err
 	}
 	if err := syncDir(filepath.Dir(path)); err != nil {
@@ -108,13 +111,15 @@ func (p *partial) commit(ref oci.Reference, desc oci.Descriptor) error {
 }
 
 // place renames a proven file to where content is, and counts it if it is new there.
-func (k *Cache) place(from, to string, size int64) error {
+func (k *Cache) place(from string, dgst oci.Digest, size int64) error {
+	to := k.blobPath(dgst)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	_, absent := os.Stat(to)
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
+	delete(k.hidden, dgst)
 	if absent != nil {
 		k.bytes.Add(size)
 		k.blobs.Add(1)

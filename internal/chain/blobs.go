@@ -159,7 +159,10 @@ func (b *Blobs) manifest(root string, desc oci.Descriptor) (known, error) {
 		return known{}, fmt.Errorf("%s: %w", b.Source, err)
 	}
 	k = known{mediaType: info.MediaType}
-	if len(content) <= maxContent && desc.Digest.Algorithm().FromBytes(content) == desc.Digest {
+	if desc.Digest.Algorithm().FromBytes(content) != desc.Digest {
+		return k, nil // damaged: whoever reads it finds out, and nothing of it is remembered
+	}
+	if len(content) <= maxContent {
 		k.content = content
 	}
 	b.remember(desc.Digest, k)

@@ -102,8 +102,9 @@ func (f *fresh) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor,
 		f.hits.Inc()
 		return desc, nil
 	}
-	// The question is everybody's who asks it now: it does not end because one of them leaves.
-	ch := f.flight.DoChan(key.name+string(key.auth[:]), func() (any, error) {
+	// The question is everybody's who asks it now: it does not end because one of them leaves. But a node that asks for
+	// its own clients must not wait for a question that waits for that node.
+	ch := f.flight.DoChan(key.name+string(key.auth[:])+oci.Via(ctx), func() (any, error) {
 		return f.ask(context.WithoutCancel(ctx), ref, key)
 	})
 	select {

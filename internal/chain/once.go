@@ -115,6 +115,9 @@ func (o *once) check(ref oci.Reference) {
 			defer o.mu.Unlock()
 			delete(o.checking, ref.Digest)
 		}()
+		if good, _ := o.state(ref.Digest); good {
+			return // proven meanwhile
+		}
 		// A fault here says nothing about the content; whoever asks next meets it too, and reports it.
 		rc, _, err := o.Open(context.Background(), ref, 0, -1)
 		if err != nil {

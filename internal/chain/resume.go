@@ -13,7 +13,7 @@ import (
 
 // Resume returns a Source that opens src, and goes on with next where a reader of src breaks: from the start if no byte was
 // given out yet, and at the offset reached if the reader keeps a running digest (see [Verify]), so that the whole is
-// proven whoever supplied its parts. In any other case the break is an error, and src is blamed for it.
+// proven whoever supplied its parts. In any other case the break is an error. A file that cannot be read is blamed on src.
 func Resume(log *slog.Logger, src, next oci.Source) oci.Source {
 	return &resume{src, next, log}
 }
@@ -85,14 +85,11 @@ func (s *resuming) move(err error) error {
 	if !sourceFault(err) || s.ctx.Err() != nil {
 		return err
 	}
+	if !errors.Is(err, oci.ErrDigestMismatch) && !errors.Is(err, oci.ErrUnavailable) { // but a file that cannot be read
+		blame(s.r.Source, s.ref, s.desc.Source)
+	}
 	d, ok := s.rc.(digesting)
-	switch {
-	case s.given == 0:
-	case ok && !errors.Is(err, oci.ErrDigestMismatch):
-	default:
-		if !errors.Is(err, oci.ErrDigestMismatch) && !errors.Is(err, oci.ErrUnavailable) { // but a file that cannot be read
-			blame(s.r.Source, s.ref, s.desc.Source)
-		}
+	if s.given > 0 && (!ok || errors.Is(err, oci.ErrDigestMismatch)) {
 		return err
 	}
 	s.r.log.WarnContext(s.ctx, "source broke, going on elsewhere",

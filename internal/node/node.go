@@ -83,7 +83,8 @@ func (n *Node) wire() error {
 		runtime, ingest = chain.Once(n.log, "containerd", n.runtime), chain.Verified(n.runtime.Ingest())
 	}
 	if n.cache != nil {
-		disk, record, engine.Store = chain.Once(n.log, "cache", n.cache), n.cache, n.cache
+		disk, record = chain.Once(n.log, "cache", n.cache), n.cache
+		engine.Store = kept{n.cache, disk}
 	}
 	var registries oci.Source // stays nil if air-gapped
 	if n.upstreams != nil {
@@ -134,6 +135,12 @@ func (n *Node) counted(h http.Handler) http.Handler {
 	})
 }
 
+// kept is a Store whose content is proven before it is served.
+type kept struct {
+	oci.Spool
+	oci.Source
+}
+
 // listed is a Source with another one's lists.
 type listed struct {
 	oci.Source
@@ -141,25 +148,33 @@ type listed struct {
 }
 
 func (n *Node) openRuntime(ctx context.Context) error {
+	if slices.Contains(n.cfg.Stores, config.StoreNone) {
+		return nil
+	}
 	cfg := containerd.Config{Socket: n.cfg.ContainerdSocket, Root: n.cfg.ContainerdRoot, Log: n.log}
-	found, ok := containerd.Detect()
-	switch {
-	case slices.Contains(n.cfg.Stores, config.StoreNone):
-		return nil
-	case slices.Contains(n.cfg.Stores, config.StoreContainerd) || cfg.Socket != "":
-	case ok:
-		cfg.Socket = found.Socket
-	case n.cfg.CacheDir == "":
-		n.cfg.CacheDir = ownCacheDir()
-		n.log.InfoContext(ctx, "no container runtime found: keeping images in a cache directory of its own", "dir", n.cfg.CacheDir)
-		return nil
-	default:
-		n.log.InfoContext(ctx, "no container runtime found: serving from the cache directory", "dir", n.cfg.CacheDir)
+	if asked := slices.Contains(n.cfg.Stores, config.StoreContainerd) || cfg.Socket != ""; !asked && !n.detect(ctx) {
+		if n.cfg.CacheDir == "" {
+			n.cfg.CacheDir = ownCacheDir()
+			n.log.InfoContext(ctx, "no container runtime found: keeping images in a cache directory of its own", "dir", n.cfg.CacheDir)
+		}
 		return nil
 	}
 	store, err := containerd.Open(ctx, cfg)
 	n.runtime = store
 	return err
+}
+
+// detect reports whether there is a runtime that this process may use.
+func (n *Node) detect(ctx context.Context) bool {
+	found, ok := containerd.Detect()
+	if !ok {
+		return false
+	}
+	if err := unix.Access(found.Socket, unix.R_OK|unix.W_OK); err != nil {
+		n.log.WarnContext(ctx, "containerd is here, but this user may not use its socket; run as root, or as a user who may", "socket", found.Socket, "err", err)
+		return false
+	}
+	return true
 }
 
 // ownCacheDir is where a node keeps images when there is neither a runtime nor a configured directory.

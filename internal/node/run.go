@@ -128,12 +128,12 @@ func (n *Node) listen(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// ready tells the world.
+// ready tells the world that the doors are open.
 func (n *Node) ready(ctx context.Context) {
 	if host, _, err := net.SplitHostPort(n.cfg.Listen); err == nil && !isLoopback(host) && n.cfg.TLSClientCA == "" {
 		n.log.WarnContext(ctx, "the node door is open to the network: whoever reaches it pulls through this node, with this node's credentials")
 	}
-	n.log.InfoContext(ctx, "ready", "version", n.version, "cache", n.cfg.CacheDir, "runtime", n.runtimeName(), "air_gapped", n.cfg.AirGapped)
+	n.log.InfoContext(ctx, "serving", "version", n.version, "cache", n.cfg.CacheDir, "runtime", n.runtimeName(), "air_gapped", n.cfg.AirGapped)
 	notify("READY=1")
 }
 

@@ -333,6 +333,8 @@ func TestLogAndMetrics(t *testing.T) {
 		`pier_requests_total{door="node",kind="other",method="other",code="405"} 1`,
 		`pier_served_bytes_total{door="node",source="cache"} 300000`,
 		`pier_served_bytes_total{door="node",source="upstream"} 0`,
+		`pier_content_total{door="node",result="hit"} 1`,
+		`pier_content_total{door="node",result="miss"} 0`,
 		`pier_request_seconds_count{door="node",kind="blob"} 1`,
 		`pier_request_seconds_bucket{door="node",kind="blob",le="+Inf"} 1`,
 		`pier_requests_in_flight{door="node"} 0`,

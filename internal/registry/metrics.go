@@ -17,6 +17,8 @@ type meter struct {
 	inFlight *metrics.Gauge
 	seconds  [endpoints]*histogram
 	bytes    map[string]*metrics.Counter // by source label; never changes
+	hits     *metrics.Counter            // content served from what this node has
+	misses   *metrics.Counter            // content that had to be fetched
 
 	mu       sync.RWMutex // guards requests
 	requests map[series]*metrics.Counter
@@ -34,6 +36,8 @@ func newMeter(set *metrics.Set, door string) *meter {
 		door:     door,
 		inFlight: set.GetOrCreateGauge(fmt.Sprintf("pier_requests_in_flight{door=%q}", door), nil),
 		bytes:    make(map[string]*metrics.Counter),
+		hits:     set.GetOrCreateCounter(fmt.Sprintf("pier_content_total{door=%q,result=\"hit\"}", door)),
+		misses:   set.GetOrCreateCounter(fmt.Sprintf("pier_content_total{door=%q,result=\"miss\"}", door)),
 		requests: make(map[series]*metrics.Counter),
 	}
 	for e := range endpoints {
@@ -49,8 +53,11 @@ func newMeter(set *metrics.Set, door string) *meter {
 func (m *meter) observe(e endpoint, method string, status int, w *response, dur time.Duration) {
 	m.seconds[e].observe(dur.Seconds())
 	if w.source != "" && w.bytes > 0 {
-		c, ok := m.bytes[w.source]
-		if !ok {
+		c, here := m.bytes[w.source]
+		if here {
+			m.hits.Inc()
+		} else {
+			m.misses.Inc()
 			c = m.bytes["upstream"] // a host's name is no label: there may be any number
 		}
 		c.AddInt64(w.bytes)

@@ -7,6 +7,7 @@ package transfer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -19,7 +20,7 @@ import (
 	"pier/internal/oci"
 )
 
-// A Store is a Spool that also serves what it kept.
+// A Store is a Spool that also serves what it kept, and proves what it serves.
 type Store interface {
 	oci.Spool
 	oci.Source
@@ -54,7 +55,7 @@ type Engine struct {
 	diskFault bool // the disk fault that holds was logged
 }
 
-// maxFlights is how many downloads there are at once. Those beyond go through unshared, so that strangers who ask for a
+// maxFlights is how many downloads there are at once, beside as many that are ending. Those beyond go through unshared, so that strangers who ask for a
 // thousand things and leave cost neither memory nor others their pulls.
 const maxFlights = 128
 
@@ -140,7 +141,8 @@ func (e *Engine) Open(ctx context.Context, ref oci.Reference, offset, length int
 func (e *Engine) board(ctx context.Context, ref oci.Reference, offset, length int64) (*flight, io.ReadCloser, oci.Descriptor, error) {
 	e.mu.Lock()
 	f := e.flights[keyOf(ref)]
-	if f != nil && f.addOrigin(ctx, ref) {
+	// Another node that asks must not wait for a flight that may be waiting for that node.
+	if f != nil && (oci.Via(ctx) == "" || f.isKnown()) && f.addOrigin(ctx, ref) {
 		f.readers++
 		e.mu.Unlock()
 		e.joined.Inc()
@@ -149,9 +151,11 @@ func (e *Engine) board(ctx context.Context, ref oci.Reference, offset, length in
 	if f == nil && e.c.Store != nil {
 		// Asked under the lock: a flight leaves the table only after its content is in the Store.
 		if _, err := e.c.Store.Resolve(ctx, ref); err == nil {
-			e.mu.Unlock()
 			rc, desc, err := e.c.Store.Open(ctx, ref, offset, length)
-			return nil, rc, desc, err
+			if err == nil || errors.Is(err, oci.ErrRange) {
+				e.mu.Unlock()
+				return nil, rc, desc, err
+			} // else it is there and cannot be read: what is fetched now replaces it
 		}
 	}
 	if f != nil || (len(e.flights) >= maxFlights && !e.makeRoom()) || (offset > 0 && e.c.Store == nil) || e.ctx.Err() != nil {
@@ -173,6 +177,9 @@ func (e *Engine) board(ctx context.Context, ref oci.Reference, offset, length in
 // makeRoom ends a flight that nobody reads: those who wait go before a cache that would be fuller. What it has is left for
 // the next time. The caller holds mu.
 func (e *Engine) makeRoom() bool {
+	if len(e.flights) >= 2*maxFlights {
+		return false // too many are still ending
+	}
 	for _, f := range e.flights {
 		if f.readers == 0 && f.ctx.Err() == nil {
 			f.cancel()

@@ -92,7 +92,7 @@ func (f *flight) mismatch(o origin, w *writer, from string) error {
 		return fmt.Errorf("%s: resumed: %w", o.ref, oci.ErrDigestMismatch)
 	}
 	f.e.c.Log.Error("source supplied wrong content; nothing of it is kept", "ref", o.ref.String(), "digest", f.digest, "source", from)
-	if b, ok := f.e.c.Source.(oci.Blamer); ok {
+	if b, ok := f.e.c.Source.(oci.Blamer); ok && from != "" {
 		b.Blame(o.ref, from)
 	}
 	return fmt.Errorf("%s from %s: %w", o.ref, from, oci.ErrDigestMismatch)
@@ -115,8 +115,8 @@ func (f *flight) attempt(o origin, w *writer) error {
 	if err := f.fits(o, desc.Size); err != nil {
 		return err
 	}
-	if !f.describeAs(desc) { // it had another size before: one of the two lies, and readers were promised the first
-		return f.mismatch(o, w, desc.Source)
+	if first, ok := f.describeAs(desc); !ok { // readers were promised another size, by a source that did not deliver
+		return f.mismatch(o, w, first)
 	}
 	if desc.Size < 0 && f.idle() { // who asked for it left before it was known that nobody can tell its end
 		f.cancel()
@@ -174,14 +174,16 @@ func (f *flight) stalled(ctx context.Context, err error) error {
 	return err
 }
 
-// describeAs publishes what a source says of the content. It reports false if readers were told of another size before.
-func (f *flight) describeAs(desc oci.Descriptor) bool {
+// describeAs publishes what a source says of the content. It reports false, and who said so, if readers were told of another
+// size before.
+func (f *flight) describeAs(desc oci.Descriptor) (first string, ok bool) {
 	f.mu.Lock()
-	if f.known && desc.Size >= 0 && f.desc.Size != desc.Size {
-		f.mu.Unlock()
-		return false
-	}
+	first = f.desc.Source
+	other := f.known && desc.Size >= 0 && f.desc.Size != desc.Size
 	f.mu.Unlock()
+	if other {
+		return first, false
+	}
 	desc.Digest = f.digest
 	f.change(func() {
 		if !f.known {
@@ -191,7 +193,7 @@ func (f *flight) describeAs(desc oci.Descriptor) bool {
 		}
 		f.desc = desc
 	})
-	return true
+	return "", true
 }
 
 // append digests and writes b, and lets readers have it.

@@ -153,6 +153,13 @@ func (f *flight) sized() bool {
 	return f.known || f.desc.Digest == ""
 }
 
+// isKnown reports whether a source has answered.
+func (f *flight) isKnown() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.known
+}
+
 // run is the whole life of a flight.
 func (f *flight) run() {
 	defer f.e.wg.Done()

@@ -91,7 +91,7 @@ func (r *reader) embark(f *flight) (oci.Descriptor, *proof, error) {
 		case f.known && f.file == nil:
 			f.mu.Unlock()
 			return desc, nil, errLanded
-		case f.known:
+		case f.known && (f.done || desc.Size > 0): // of nothing, the end is all there is: it waits for the proof
 			// Opened under the lock, so that the file is not closed meanwhile.
 			file, err := os.Open("/proc/self/fd/" + strconv.Itoa(int(f.file.Fd())))
 			f.mu.Unlock()

@@ -6,14 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
+	"pier/internal/cache"
+	"pier/internal/chain"
 	"pier/internal/oci"
 	"pier/internal/oci/ocitest"
 )
@@ -656,5 +660,94 @@ func TestClosed(t *testing.T) {
 	defer f.mu.Unlock()
 	if len(f.flights) != 0 {
 		t.Error("a transfer began after Close")
+	}
+}
+
+// A source may say that there is nothing, and be wrong: the end of nothing waits for the proof, too.
+func TestNothingIsProven(t *testing.T) {
+	for _, dir := range []string{"", t.TempDir()} {
+		f := setup(t, dir)
+		f.up.AddAs(f.ref.Digest, "", nil)
+		if b, _, err := ocitest.ReadAll(t.Context(), f, f.ref); !errors.Is(err, oci.ErrDigestMismatch) {
+			t.Errorf("got %d bytes, error %v, want ErrDigestMismatch", len(b), err)
+		}
+		f.ref.Digest, f.blob = f.up.Add("", nil).Digest, nil
+		f.want(t, f)
+	}
+}
+
+// A file of the cache that cannot be opened, or read, is fetched again and replaced.
+func TestASickFileIsReplaced(t *testing.T) {
+	for _, opens := range []bool{false, true} {
+		f := setup(t, t.TempDir())
+		f.want(t, f)
+		f.landed(t)
+		sick := &sickStore{Cache: f.cache, opens: opens}
+		disk := chain.Once(f.c.Log, "cache", sick)
+		f.c.Store = struct {
+			oci.Spool
+			oci.Source
+		}{f.cache, disk}
+		full := chain.First(f.c.Log, chain.Resume(f.c.Log, disk, f.Engine), f.Engine)
+		f.want(t, full)
+		f.landed(t)
+		if n := f.up.opens.Load(); n != 2 {
+			t.Errorf("opens %v: upstream was asked %d times, want once more", opens, n)
+		}
+		sick.well = true
+		f.want(t, full)
+		if n := f.up.opens.Load(); n != 2 {
+			t.Errorf("opens %v: the file was not replaced", opens)
+		}
+	}
+}
+
+// sickStore is a cache on a disk that fails.
+type sickStore struct {
+	*cache.Cache
+	opens, well bool
+}
+
+func (s *sickStore) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+	rc, desc, err := s.Cache.Open(ctx, ref, offset, length)
+	if err != nil || s.well {
+		return rc, desc, err
+	}
+	fault := &fs.PathError{Op: "read", Path: "sick", Err: errors.New("input/output error")}
+	if !s.opens {
+		rc.Close()
+		return nil, oci.Descriptor{}, fault
+	}
+	return withReader(rc, iotest.ErrReader(fault)), desc, nil
+}
+
+func (s *sickStore) Blame(ref oci.Reference, _ string) {
+	_ = s.Delete(context.Background(), ref.Digest) // as the cache does after a look at the file
+}
+
+// Two nodes that are each other's mirrors and are asked for the same at once must not wait for each other.
+func TestAnotherNodeDoesNotWaitForAFlightThatWaits(t *testing.T) {
+	f := setup(t, t.TempDir())
+	entered, answer := make(chan struct{}), make(chan struct{})
+	f.up.hook = func(n int64, _ oci.Reference, _ int64, rc io.ReadCloser) (io.ReadCloser, error) {
+		if n == 1 { // the other node, which waits for us
+			close(entered)
+			<-answer
+		}
+		return rc, nil
+	}
+	first := make(chan error, 1)
+	go func() {
+		_, _, err := ocitest.ReadAll(context.Background(), f, f.ref)
+		first <- err
+	}()
+	<-entered
+	b, _, err := ocitest.ReadAll(oci.WithVia(t.Context(), "1.1 pier-2"), f, f.ref)
+	if err != nil || !bytes.Equal(b, f.blob) {
+		t.Errorf("the other node: got %d bytes, error %v", len(b), err)
+	}
+	close(answer)
+	if err := <-first; err != nil {
+		t.Error(err)
 	}
 }

@@ -83,8 +83,7 @@ func (q *inquiry[T]) all(ctx context.Context) (T, error) {
 	return none, err
 }
 
-// mirror asks one mirror and reports whether there is nobody else to ask: it has the answer, or the content no such offset,
-// or the caller left. A mirror that used up the caller's time is left out for a while, too.
+// mirror asks one mirror and reports whether there is nobody else to ask: it has the answer, or the caller left. A mirror that used up the caller's time is left out for a while, too.
 func (q *inquiry[T]) mirror(ctx context.Context, name string) (v T, settled bool, err error) {
 	t := target{Registries: q.Registries, endpoint: q.directory.listed[name], repository: q.ref.Repository, ns: q.authority.name}
 	t.account = q.own(t.endpoint)
@@ -95,11 +94,11 @@ func (q *inquiry[T]) mirror(ctx context.Context, name string) (v T, settled bool
 			q.spare = &v
 		}
 		return v, false, nil
-	case err == nil, errors.Is(err, oci.ErrRange), errors.Is(ctx.Err(), context.Canceled):
+	case err == nil, errors.Is(ctx.Err(), context.Canceled):
 		return v, true, err
 	}
 	t.avoid(err)
-	if !errors.Is(err, oci.ErrNotFound) {
+	if !errors.Is(err, oci.ErrNotFound) && !errors.Is(err, oci.ErrRange) { // its copy may be short
 		q.log.WarnContext(ctx, "mirror failed", "mirror", name, "registry", q.authority.name, "err", err)
 	}
 	return v, ctx.Err() != nil, err

@@ -348,13 +348,21 @@ func TestMirrors(t *testing.T) {
 			t.Errorf("the upstream says that there is none: got error %v, want ErrNotFound", err)
 		}
 	})
-	t.Run("past the end is past the end everywhere", func(t *testing.T) {
+	t.Run("only the upstream decides where the end is", func(t *testing.T) {
 		r := start(t)
-		_, _, err := r.Open(t.Context(), origin.blob, int64(len(origin.layer))+1, -1)
-		wantErr(t, "Open", err, oci.ErrRange)
-		if origin.Count("", "") != 0 {
-			t.Error("the upstream was asked too")
+		short := newSite(t)
+		short.registry.AddAs(origin.blob.Digest, "", origin.layer[:100])
+		entry := entry
+		entry.Mirrors = []string{short.Host()}
+		if err := r.Reload([]Upstream{entry, short.entry()}); err != nil {
+			t.Fatal(err)
 		}
+		b, desc, err := read(t.Context(), r, origin.blob, 1000, -1)
+		if err != nil || !bytes.Equal(b, origin.layer[1000:]) || desc.Source != origin.Host() {
+			t.Errorf("got %d bytes from %q, error %v, want the rest from the upstream", len(b), desc.Source, err)
+		}
+		_, _, err = r.Open(t.Context(), origin.blob, int64(len(origin.layer))+1, -1)
+		wantErr(t, "past the end", err, oci.ErrRange)
 	})
 	t.Run("a client's credentials are not for them", func(t *testing.T) {
 		r := start(t)
