@@ -192,3 +192,43 @@ func TestFreshLists(t *testing.T) {
 		t.Errorf("air-gapped: got %v, %v", tags, err)
 	}
 }
+
+// What a tag names for a client with credentials of its own is not recorded for everybody.
+func TestFreshDoesNotRecordWhatCredentialsShowed(t *testing.T) {
+	up, local := newFaulty(), newFaulty()
+	desc := up.Image(app, []byte("secret"))
+	local.AddAs(desc.Digest, desc.MediaType, []byte("secret")) // the content is here
+	f := Fresh(FreshConfig{Content: local, Local: local, Authority: up, Record: local, TTL: time.Minute, Log: quiet})
+	if _, err := f.Resolve(oci.WithAuthorization(t.Context(), "Basic YWxpY2U6eA=="), app); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := local.Memory.Resolve(t.Context(), app); !errors.Is(err, oci.ErrNotFound) {
+		t.Errorf("recorded: got %+v, %v", got, err)
+	}
+}
+
+// A node that asks on behalf of its own clients must not wait for a question that waits for that node.
+func TestFreshAnotherNodeDoesNotWaitForAQuestionThatWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		up, local := newFaulty(), newFaulty()
+		up.Image(app, []byte("x"))
+		up.resolve = func(ctx context.Context) error {
+			if oci.Via(ctx) == "" {
+				time.Sleep(10 * time.Second) // asks the other node, which waits for us
+			}
+			return nil
+		}
+		f := freshOf(up, local)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _ = f.Resolve(t.Context(), app)
+		}()
+		synctest.Wait()
+		start := time.Now()
+		if _, err := f.Resolve(oci.WithVia(t.Context(), "1.1 pier-2"), app); err != nil || time.Since(start) > time.Second {
+			t.Errorf("the other node was answered after %s, error %v", time.Since(start), err)
+		}
+		<-done
+	})
+}
