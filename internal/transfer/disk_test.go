@@ -64,8 +64,9 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
-// Wrong content stays wrong when the disk fails: what is read past the file is proven together with it.
-func TestDiskFullAndWrongContent(t *testing.T) {
+// wrongOnAFullDisk returns an engine whose upstream has wrong content, and whose disk takes 300,000 bytes of it.
+func wrongOnAFullDisk(t *testing.T) (*fixture, *sealing) {
+	t.Helper()
 	f := setup(t, "")
 	spool := &sealing{Source: &ocitest.Memory{}}
 	f.c.Store, f.spool = spool, spool
@@ -73,7 +74,7 @@ func TestDiskFullAndWrongContent(t *testing.T) {
 	wrong[10] ^= 1
 	f.up.AddAs(f.ref.Digest, "", wrong)
 	f.up.hook = func(n int64, _ oci.Reference, _ int64, rc io.ReadCloser) (io.ReadCloser, error) {
-		if n == 1 {
+		if n == 1 && spool.err == nil {
 			return withReader(rc, io.MultiReader(io.LimitReader(rc, 300_000), readerFunc(func([]byte) (int, error) {
 				spool.seal(t)
 				return 0, io.EOF
@@ -81,6 +82,12 @@ func TestDiskFullAndWrongContent(t *testing.T) {
 		}
 		return rc, nil
 	}
+	return f, spool
+}
+
+// Wrong content stays wrong when the disk fails: what is read past the file is proven together with it.
+func TestDiskFullAndWrongContent(t *testing.T) {
+	f, _ := wrongOnAFullDisk(t)
 	if b, err := f.first(t); !errors.Is(err, oci.ErrDigestMismatch) {
 		t.Errorf("got %d bytes, error %v, want ErrDigestMismatch", len(b), err)
 	}
@@ -89,25 +96,11 @@ func TestDiskFullAndWrongContent(t *testing.T) {
 // Without a size there is no telling the last bytes: wrong content of a registry that tells none must not pass when the disk fails.
 func TestDiskFullAndSizeUnknown(t *testing.T) {
 	for _, mid := range []bool{true, false} {
-		f := setup(t, "")
-		spool := &sealing{Source: &ocitest.Memory{}}
+		f, spool := wrongOnAFullDisk(t)
 		if !mid {
 			spool.err = os.ErrPermission
 		}
-		f.c.Store, f.spool = spool, spool
 		f.c.Source = sizeless{f.up}
-		wrong := bytes.Clone(f.blob)
-		wrong[10] ^= 1
-		f.up.AddAs(f.ref.Digest, "", wrong)
-		f.up.hook = func(n int64, _ oci.Reference, _ int64, rc io.ReadCloser) (io.ReadCloser, error) {
-			if n == 1 && mid {
-				return withReader(rc, io.MultiReader(io.LimitReader(rc, 300_000), readerFunc(func([]byte) (int, error) {
-					spool.seal(t)
-					return 0, io.EOF
-				}), rc)), nil
-			}
-			return rc, nil
-		}
 		b, _, err := ocitest.ReadAll(t.Context(), f, f.ref)
 		if err == nil && !bytes.Equal(b, f.blob) {
 			t.Errorf("mid=%v: %d wrong bytes ended cleanly", mid, len(b))
@@ -117,21 +110,7 @@ func TestDiskFullAndSizeUnknown(t *testing.T) {
 
 // A reader that boarded before the disk failed and looks only after it has nothing to go on from, and proves from the start.
 func TestAReaderThatComesAfterTheDiskFailed(t *testing.T) {
-	f := setup(t, "")
-	spool := &sealing{Source: &ocitest.Memory{}}
-	f.c.Store, f.spool = spool, spool
-	wrong := bytes.Clone(f.blob)
-	wrong[10] ^= 1
-	f.up.AddAs(f.ref.Digest, "", wrong)
-	f.up.hook = func(n int64, _ oci.Reference, _ int64, rc io.ReadCloser) (io.ReadCloser, error) {
-		if n == 1 {
-			return withReader(rc, io.MultiReader(io.LimitReader(rc, 300_000), readerFunc(func([]byte) (int, error) {
-				spool.seal(t)
-				return 0, io.EOF
-			}), rc)), nil
-		}
-		return rc, nil
-	}
+	f, _ := wrongOnAFullDisk(t)
 	// what Open does, with the scheduler's pause between board and embark
 	fl, _, _, _ := f.board(t.Context(), f.ref, 0, -1)
 	for {
