@@ -2,8 +2,9 @@
 // repository in its index.
 //
 // Beside the layout's own files it keeps a directory "pier": a lock against a second process, the files of transfers on
-// their way, and markers of who refers to whom. A file under blobs is whole and was proven before it got there: it is
-// written elsewhere, synced, and renamed. How lately content was used is the modification time of its file.
+// their way, and markers of who refers to whom and of what was used when. A file under blobs is whole and was proven before it
+// got there: it is written elsewhere, synced, and renamed. From then on Pier never changes it, nor its times, so that
+// whoever else does is found out.
 package cache
 
 import (
@@ -54,8 +55,10 @@ type Cache struct {
 	pending  map[string]oci.Digest   // names of manifests that are not here yet
 	children map[oci.Digest]struct{} // manifests named by an index that was kept
 	hidden   map[oci.Digest]struct{} // damaged, and not to be deleted
-	active   map[string]struct{}     // names of the partial files of transfers that run
-	dirty    bool                    // index differs from the file
+	touched  map[oci.Digest]time.Time
+	active   map[string]struct{} // names of the partial files of transfers that run
+	dirty    bool                // index differs from the file
+	altered  time.Time           // when hidden or a name of a tag last changed
 
 	write chan struct{} // asks the keeper to write the index
 	full  chan struct{} // asks the keeper to evict
@@ -70,6 +73,8 @@ var (
 	_ oci.Lister = (*Cache)(nil)
 	_ oci.Tagger = (*Cache)(nil)
 	_ oci.Blamer = (*Cache)(nil)
+
+	_ chain.Holder = (*Cache)(nil)
 )
 
 // ErrLocked says that another process uses the directory.
@@ -84,11 +89,11 @@ func Open(c Config) (*Cache, error) {
 		c.Metrics = metrics.NewSet()
 	}
 	k := &Cache{
-		c: c, files: chain.Blobs{Source: "cache"}, pending: make(map[string]oci.Digest), children: make(map[oci.Digest]struct{}), active: make(map[string]struct{}), hidden: make(map[oci.Digest]struct{}),
+		c: c, files: chain.Blobs{Source: "cache"}, pending: make(map[string]oci.Digest), children: make(map[oci.Digest]struct{}), active: make(map[string]struct{}), hidden: make(map[oci.Digest]struct{}), touched: make(map[oci.Digest]time.Time),
 		write: make(chan struct{}, 1), full: make(chan struct{}, 1), swept: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 		evicted: c.Metrics.NewCounter("pier_cache_evicted_bytes_total"),
 	}
-	for _, dir := range []string{k.path("blobs", "sha256"), k.path("blobs", "sha512"), k.path("pier", "partial"), k.path("pier", "referrers")} {
+	for _, dir := range []string{k.path("blobs", "sha256"), k.path("blobs", "sha512"), k.path("pier", "partial"), k.path("pier", "referrers"), k.path("pier", "used")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("cache directory: %w", err)
 		}
@@ -163,32 +168,11 @@ func (k *Cache) load() error {
 
 // each calls do for every blob.
 func (k *Cache) each(do func(oci.Digest, fs.FileInfo)) error {
-	for _, alg := range []string{"sha256", "sha512"} {
-		dir, err := os.Open(k.path("blobs", alg))
-		if err != nil {
-			return err
+	return k.files.Each(k.c.Dir, func(d oci.Digest, e fs.DirEntry) {
+		if info, err := e.Info(); err == nil { // or gone meanwhile
+			do(d, info)
 		}
-		for {
-			entries, err := dir.ReadDir(1024)
-			for _, e := range entries {
-				d, derr := oci.ParseDigest(alg + ":" + e.Name())
-				info, ierr := e.Info()
-				if derr != nil || ierr != nil || !info.Mode().IsRegular() {
-					continue // not ours, or gone meanwhile
-				}
-				do(d, info)
-			}
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				dir.Close()
-				return err
-			}
-		}
-		dir.Close()
-	}
-	return nil
+	})
 }
 
 // Close writes what is not written yet and gives the directory free.
@@ -249,9 +233,9 @@ func (k *Cache) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, e
 	if err := k.visible(ref.Digest); err != nil {
 		return oci.Descriptor{}, err
 	}
-	desc, used, err := k.files.Stat(k.c.Dir, ref)
+	desc, kept, err := k.files.Stat(k.c.Dir, ref)
 	if err == nil {
-		k.touch(ref.Digest, used)
+		k.touch(ref.Digest, kept)
 	}
 	return desc, err
 }
@@ -261,22 +245,11 @@ func (k *Cache) Open(_ context.Context, ref oci.Reference, offset, length int64)
 	if err := k.visible(ref.Digest); err != nil {
 		return nil, oci.Descriptor{}, err
 	}
-	rc, desc, used, err := k.files.Open(k.c.Dir, ref, offset, length)
+	rc, desc, kept, err := k.files.Open(k.c.Dir, ref, offset, length)
 	if err == nil {
-		k.touch(ref.Digest, used)
+		k.touch(ref.Digest, kept)
 	}
 	return rc, desc, err
-}
-
-// touchAfter is how old a modification time may be before use renews it: fine enough to tell images apart, coarse
-// enough to cost nothing.
-const touchAfter = time.Minute
-
-// touch notes that content was used, whose file says when that was last.
-func (k *Cache) touch(dgst oci.Digest, used time.Time) {
-	if now := time.Now(); now.Sub(used) > touchAfter {
-		_ = os.Chtimes(k.blobPath(dgst), now, now) // a read-only directory still serves
-	}
 }
 
 // remember adds to one of the maps that only save work, and forgets anything else where it is full.
@@ -312,6 +285,7 @@ func (k *Cache) drop(dgst oci.Digest) error {
 	k.bytes.Add(-info.Size())
 	k.blobs.Add(-1)
 	k.forget(dgst)
+	_ = os.Remove(k.usedPath(dgst)) // one that stays, or that there never was, is in nobody's way
 	return nil
 }
 
@@ -326,6 +300,7 @@ func (k *Cache) Blame(ref oci.Reference, origin string) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		remember(k.hidden, ref.Digest, struct{}{})
+		k.altered = time.Now()
 	}
 }
 

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"cmp"
+	"errors"
 	"io/fs"
 	"slices"
 	"time"
@@ -50,7 +51,7 @@ func (k *Cache) evict() error {
 			}
 		}
 	}
-	if err := k.dropMarks(); err != nil {
+	if err := errors.Join(k.dropMarks(), k.dropUses()); err != nil {
 		return err
 	}
 	freed := before - k.bytes.Load()
@@ -63,7 +64,7 @@ func (k *Cache) evict() error {
 // alone, is an image of its own.
 func (k *Cache) images() ([]image, map[oci.Digest]int, error) {
 	files := make(map[oci.Digest]file)
-	if err := k.each(func(d oci.Digest, info fs.FileInfo) { files[d] = file{info.Size(), info.ModTime()} }); err != nil {
+	if err := k.each(func(d oci.Digest, info fs.FileInfo) { files[d] = file{info.Size(), k.used(d, info.ModTime())} }); err != nil {
 		return nil, nil, err
 	}
 	var total int64

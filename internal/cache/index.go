@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -100,7 +101,7 @@ func (k *Cache) writeIndex() error {
 
 // changed notes, with mu held, that the index is to be written.
 func (k *Cache) changed() {
-	k.dirty = true
+	k.dirty, k.altered = true, time.Now()
 	select {
 	case k.write <- struct{}{}:
 	default:

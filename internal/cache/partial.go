@@ -119,7 +119,7 @@ func (k *Cache) place(from string, dgst oci.Digest, size int64) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	delete(k.hidden, dgst)
+	delete(k.hidden, dgst) // and the rename shows in Changed
 	if absent != nil {
 		k.bytes.Add(size)
 		k.blobs.Add(1)

@@ -30,6 +30,7 @@ type Blobs struct {
 type known struct {
 	mediaType string
 	content   []byte // matches its digest; nil where it is too large to be remembered
+	file      stamp  // of the file it was read from: of another nothing is known
 }
 
 const (
@@ -102,7 +103,7 @@ func (b *Blobs) stat(root string, ref oci.Reference) (oci.Descriptor, time.Time,
 	if err != nil || ref.Kind != oci.Manifest {
 		return desc, info.ModTime(), known{}, err
 	}
-	k, err := b.manifest(root, desc)
+	k, err := b.manifest(root, desc, stampOf(info))
 	desc.MediaType = k.mediaType
 	return desc, info.ModTime(), k, err
 }
@@ -141,12 +142,12 @@ func (b *Blobs) file(root string, digest oci.Digest) (*os.File, error) {
 	}
 }
 
-// manifest returns what is known of a manifest, from its file if need be.
-func (b *Blobs) manifest(root string, desc oci.Descriptor) (known, error) {
+// manifest returns what is known of a manifest, from its file, which has stamp s, if need be.
+func (b *Blobs) manifest(root string, desc oci.Descriptor, s stamp) (known, error) {
 	b.mu.Lock()
 	k, ok := b.known[desc.Digest]
 	b.mu.Unlock()
-	if ok {
+	if ok && k.file == s {
 		return k, nil
 	}
 	f, err := b.file(root, desc.Digest)
@@ -158,7 +159,7 @@ func (b *Blobs) manifest(root string, desc oci.Descriptor) (known, error) {
 	if err != nil {
 		return known{}, fmt.Errorf("%s: %w", b.Source, err)
 	}
-	k = known{mediaType: info.MediaType}
+	k = known{mediaType: info.MediaType, file: s}
 	if desc.Digest.Algorithm().FromBytes(content) != desc.Digest {
 		return k, nil // damaged: whoever reads it finds out, and nothing of it is remembered
 	}
@@ -187,6 +188,64 @@ func (b *Blobs) remember(dgst oci.Digest, k known) {
 			b.bytes -= len(v.content)
 		}
 	}
+}
+
+// algorithms are those of the digests that Pier speaks, by the names of their directories.
+func algorithms() []string { return []string{"sha256", "sha512"} }
+
+// Each calls do for every file of content under root. Whatever else lies there is passed over. An error comes after what could be
+// read all the same; that there is no directory is none.
+func (b *Blobs) Each(root string, do func(oci.Digest, fs.DirEntry)) error {
+	var errs []error
+	for _, alg := range algorithms() {
+		err := readDir(filepath.Join(root, "blobs", alg), func(e fs.DirEntry) {
+			if d, err := oci.ParseDigest(alg + ":" + e.Name()); err == nil && e.Type().IsRegular() {
+				do(d, e)
+			}
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("%s: %w", b.Source, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// readDir calls do for the entries of a directory, as they come: there may be very many.
+func readDir(path string, do func(fs.DirEntry)) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	for {
+		entries, err := dir.ReadDir(1024)
+		for _, e := range entries {
+			do(e)
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// List returns the digests of the content under root, as [Blobs.Each] finds it.
+func (b *Blobs) List(root string) ([]oci.Digest, error) {
+	var list []oci.Digest
+	err := b.Each(root, func(d oci.Digest, _ fs.DirEntry) { list = append(list, d) })
+	return list, err
+}
+
+// Changed returns when a file under root last came or went: what [Blobs.List] returns changed then.
+func (b *Blobs) Changed(root string) (latest time.Time) {
+	for _, alg := range algorithms() {
+		if info, err := os.Stat(filepath.Join(root, "blobs", alg)); err == nil {
+			latest = later(latest, info.ModTime())
+		}
+	}
+	return latest
 }
 
 // Manifest parses a manifest under root.

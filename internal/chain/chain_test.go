@@ -2,11 +2,16 @@ package chain
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"pier/internal/oci"
 	"pier/internal/oci/ocitest"
@@ -74,6 +79,11 @@ func TestConformance(t *testing.T) {
 		"once":     func(s oci.Source) oci.Source { return Once(quiet, "memory", s) },
 		"resume":   func(s oci.Source) oci.Source { return Resume(quiet, s, First(quiet)) },
 		"verified": Verified,
+		"proved":   func(s oci.Source) oci.Source { return Proved(First(quiet, Once(quiet, "memory", s))) },
+		"limited":  func(s oci.Source) oci.Source { return Limited(s, rate.NewLimiter(1<<30, 1000)) },
+		"unlimited": func(s oci.Source) oci.Source {
+			return Limited(s, rate.NewLimiter(rate.Inf, 0))
+		},
 		"fresh": func(s oci.Source) oci.Source {
 			return Fresh(FreshConfig{Content: s, Local: &ocitest.Memory{}, Authority: s, TTL: time.Minute, Log: quiet})
 		},
@@ -82,4 +92,70 @@ func TestConformance(t *testing.T) {
 			ocitest.TestSource(t, func(_ *testing.T, content *ocitest.Memory, _ oci.Reference) oci.Source { return wrap(content) })
 		})
 	}
+}
+
+// files is a Source of files, as a runtime's store is.
+type files struct {
+	root  string
+	blobs Blobs
+}
+
+func newFiles(t *testing.T) *files {
+	t.Helper()
+	f := &files{root: t.TempDir(), blobs: Blobs{Source: "files"}}
+	for _, alg := range algorithms() {
+		if err := os.MkdirAll(filepath.Join(f.root, "blobs", alg), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f
+}
+
+func (f *files) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, error) {
+	desc, _, err := f.blobs.Stat(f.root, ref)
+	return desc, err
+}
+
+func (f *files) Open(_ context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+	rc, desc, _, err := f.blobs.Open(f.root, ref, offset, length)
+	return rc, desc, err
+}
+
+// add writes b where dgst is kept, elsewhere first, as runtimes do, who set mtime to the time of the commit.
+func (f *files) add(t *testing.T, dgst oci.Digest, b []byte, committed time.Time) oci.Reference {
+	t.Helper()
+	data := filepath.Join(f.root, "data")
+	if err := errors.Join(
+		os.WriteFile(data, b, 0o600), os.Chtimes(data, committed, committed), os.Rename(data, BlobPath(f.root, dgst)),
+	); err != nil {
+		t.Fatal(err)
+	}
+	ref := app.WithDigest(dgst)
+	ref.Kind, ref.Tag = oci.Blob, ""
+	return ref
+}
+
+// stamp returns the stamp of the file that dgst is in.
+func (f *files) stamp(t *testing.T, dgst oci.Digest) stamp {
+	t.Helper()
+	info, err := os.Stat(BlobPath(f.root, dgst))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stampOf(info)
+}
+
+// altered calls do until it has changed the stamp of the file: the filesystem's clock ticks every few milliseconds.
+func (f *files) altered(t *testing.T, dgst oci.Digest, do func(path string) error) {
+	t.Helper()
+	before := f.stamp(t, dgst)
+	for range 10_000 {
+		if err := do(BlobPath(f.root, dgst)); err != nil {
+			t.Fatal(err)
+		}
+		if f.stamp(t, dgst) != before {
+			return
+		}
+	}
+	t.Fatal("the file's stamp does not change")
 }

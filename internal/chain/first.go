@@ -15,7 +15,8 @@ import (
 // First returns a Source that asks the given Sources in turn. A miss is silent; a fault is logged and the next is asked;
 // the last Source is the authority, and its error is returned. Without Sources everything is [oci.ErrNotFound].
 //
-// Its lists join what those of its Sources that can list know. It is also an [oci.Blamer], which tells all that want to know.
+// Its lists, and what it says it holds, join what those of its Sources know that can say. Blame and doubt are told to all that
+// want to know.
 func First(log *slog.Logger, sources ...oci.Source) Chain {
 	return &first{log: log, sources: sources}
 }
@@ -24,6 +25,9 @@ func First(log *slog.Logger, sources ...oci.Source) Chain {
 type Chain interface {
 	oci.Source
 	oci.Lister
+	oci.Blamer
+	Holder
+	Doubter
 }
 
 type first struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"sync"
@@ -21,10 +22,11 @@ type FreshConfig struct {
 	Content   oci.Source // opens and resolves digests
 	Local     oci.Source // what this node has: the last known answer for a tag
 	Authority oci.Source // the registries themselves; nil never to ask them
+	Others    oci.Source // other nodes, for a tag that Local does not know while Authority cannot be asked; may be nil
 	Record    Recorder   // told what a tag names, whenever the authority said so to anybody who asks; may be nil
 
 	TTL     time.Duration // how long the authority's answer is taken for granted; 0: it is asked each time
-	Timeout time.Duration // how long the authority may take while a last known answer waits; 0: 5 s
+	Timeout time.Duration // how long the authority may take while a last known answer waits, and others at all; 0: 5 s
 
 	Log     *slog.Logger
 	Metrics *metrics.Set // nil: a set of its own
@@ -38,8 +40,8 @@ type Recorder interface {
 
 // Fresh returns a Source whose tags are never stale while their registry can be asked: a tag is what the authority says
 // it is. If the authority cannot be asked (unreachable, overloaded, rate limited), the last known answer is given and marked
-// [oci.Descriptor.Stale]. That it refuses, or does not know the tag, is an answer. Lists of tags and
-// referrers go the same way.
+// [oci.Descriptor.Stale]: this node's, or else that of other nodes. That it refuses, or does not know the tag, is an answer.
+// Lists of tags and referrers go the same way, but never to other nodes.
 func Fresh(c FreshConfig) oci.Source {
 	if c.Timeout == 0 {
 		c.Timeout = 5 * time.Second
@@ -92,7 +94,7 @@ func (f *fresh) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor,
 		return f.c.Content.Resolve(ctx, ref)
 	}
 	if f.c.Authority == nil {
-		return f.c.Local.Resolve(ctx, ref)
+		return f.offline(ctx, ref)
 	}
 	key := tagKey{name: ref.String()}
 	if auth := oci.Authorization(ctx); auth != "" {
@@ -116,17 +118,28 @@ func (f *fresh) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor,
 	}
 }
 
+// offline returns what a tag names here, or else on other nodes: nobody may be asked who could know it better.
+func (f *fresh) offline(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
+	desc, err := f.c.Local.Resolve(ctx, ref)
+	if err != nil && ctx.Err() == nil {
+		if others := f.others(ctx, ref); others.err == nil {
+			return others.desc, nil
+		}
+	}
+	return desc, err
+}
+
+// said is an answer to what a tag names.
+type said struct {
+	desc oci.Descriptor
+	err  error
+}
+
 // ask returns what the authority says of a tag, or else the last known answer.
 func (f *fresh) ask(ctx context.Context, ref oci.Reference, key tagKey) (oci.Descriptor, error) {
-	last, lastErr := f.last(ctx, ref, key)
-	timeout := f.c.Timeout
-	if lastErr != nil {
-		timeout = graceTimeout
-	}
-	actx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+	last := f.last(ctx, ref, key)
 	f.asked.Inc()
-	desc, err := f.c.Authority.Resolve(actx, ref)
+	desc, err := f.authority(ctx, ref, &last)
 	switch {
 	case err == nil && desc.Stale: // it could not ask itself
 		f.stale.Inc()
@@ -139,35 +152,99 @@ func (f *fresh) ask(ctx context.Context, ref oci.Reference, key tagKey) (oci.Des
 	case !unasked(err):
 		return oci.Descriptor{}, err
 	}
-	if lastErr != nil { // it may have come meanwhile
-		if last, lastErr = f.last(ctx, ref, key); lastErr != nil {
-			return oci.Descriptor{}, err
-		}
+	if last.err != nil { // it may have come meanwhile
+		last = f.last(ctx, ref, key)
+	}
+	if last.err != nil {
+		last = f.others(ctx, ref)
+	}
+	if last.err != nil {
+		return oci.Descriptor{}, err
 	}
 	f.c.Log.WarnContext(ctx, "registry cannot be asked, answering with the last known digest",
-		"ref", ref.String(), "digest", last.Digest, "source", last.Source, "err", err)
+		"ref", ref.String(), "digest", last.desc.Digest, "source", last.desc.Source, "err", err)
 	f.stale.Inc()
-	last.Stale = true
-	f.remember(key, last, min(f.c.TTL, f.c.Timeout)) // a registry in trouble is not asked by everybody all the time
-	return last, nil
+	last.desc.Stale = true
+	f.remember(key, last.desc, min(f.c.TTL, f.c.Timeout)) // a registry in trouble is not asked by everybody all the time
+	return last.desc, nil
+}
+
+// authority asks the registry. Where no last answer is known, it has more time, but others are asked too once it has been silent for
+// Timeout: what they know becomes the last answer, and that the registry is silent the error.
+func (f *fresh) authority(ctx context.Context, ref oci.Reference, last *said) (oci.Descriptor, error) {
+	timeout := f.c.Timeout
+	if last.err != nil {
+		timeout = graceTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if last.err == nil || !f.mayAskOthers(ctx) {
+		return f.c.Authority.Resolve(ctx, ref)
+	}
+	var others <-chan said // nil while they are not being asked
+	registry := begin(func() said {
+		desc, err := f.c.Authority.Resolve(ctx, ref)
+		return said{desc, err}
+	})
+	silent := time.NewTimer(f.c.Timeout)
+	defer silent.Stop()
+	for {
+		select {
+		case a := <-registry:
+			return a.desc, a.err
+		case <-silent.C:
+			others = begin(func() said { return f.others(ctx, ref) })
+		case a := <-others:
+			if a.err == nil {
+				*last = a
+				return oci.Descriptor{}, fmt.Errorf("%s: no answer for %s: %w", ref, f.c.Timeout, oci.ErrUnavailable)
+			}
+			others = nil
+		}
+	}
+}
+
+// begin asks, and returns where the answer will be.
+func begin(ask func() said) <-chan said {
+	answer := make(chan said, 1)
+	go func() { answer <- ask() }()
+	return answer
 }
 
 // last returns the last known answer. A client with credentials of its own can have its requests fail in many ways; it
 // learns from that what those credentials showed before, and what anybody may see: not what the runtime pulled with its own.
-func (f *fresh) last(ctx context.Context, ref oci.Reference, key tagKey) (oci.Descriptor, error) {
-	if oci.Authorization(ctx) == "" {
-		return f.c.Local.Resolve(ctx, ref)
+func (f *fresh) last(ctx context.Context, ref oci.Reference, key tagKey) said {
+	src := f.c.Local
+	if oci.Authorization(ctx) != "" {
+		f.mu.Lock()
+		a, ok := f.known[key]
+		f.mu.Unlock()
+		if ok {
+			return said{desc: a.desc}
+		}
+		if f.c.Record == nil {
+			return said{err: oci.ErrNotFound}
+		}
+		src = f.c.Record
 	}
-	f.mu.Lock()
-	a, ok := f.known[key]
-	f.mu.Unlock()
-	switch {
-	case ok:
-		return a.desc, nil
-	case f.c.Record != nil:
-		return f.c.Record.Resolve(ctx, ref)
+	desc, err := src.Resolve(ctx, ref)
+	return said{desc, err}
+}
+
+// mayAskOthers: what other nodes know may come from anybody's credentials, so it is not for a client that has its own.
+func (f *fresh) mayAskOthers(ctx context.Context) bool {
+	return f.c.Others != nil && oci.Authorization(ctx) == ""
+}
+
+// others asks other nodes what a tag names.
+func (f *fresh) others(ctx context.Context, ref oci.Reference) said {
+	if !f.mayAskOthers(ctx) {
+		return said{err: oci.ErrNotFound}
 	}
-	return oci.Descriptor{}, oci.ErrNotFound
+	ctx, cancel := context.WithTimeout(ctx, f.c.Timeout)
+	defer cancel()
+	desc, err := f.c.Others.Resolve(ctx, ref)
+	return said{desc, err}
 }
 
 // unasked reports whether err means that the authority could not be asked, rather than that it answered.

@@ -9,153 +9,159 @@ import (
 	"sync"
 	"time"
 
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"pier/internal/oci"
 )
 
 // Once returns a Source that proves the content of src, which calls itself origin, against its digest the first time it is
-// served whole, since the disk may have changed it while nobody looked; from then on it is handed through as it is.
+// served whole, since the disk may have changed it while nobody looked; from then on it is handed through as it is, for
+// as long as its file stays the same: another file, or one written to since, is proven again. Content that came since Once was
+// called was proven by who stored it, and is not read again. What is in no file is proven once and for all.
+//
 // Content found wrong is logged and blamed on src; if src does not mind (see [oci.Blamer]), Once itself does not offer
 // it for ten minutes. A part of content not proven yet is served as it is, and the whole is read and judged in
-// the background.
+// the background; see [Proved] for those who must not have that.
+//
+// It is also a [Holder], of what src holds, a [Doubter] and an [oci.Lister].
 func Once(log *slog.Logger, origin string, src oci.Source) oci.Source {
 	return &once{
-		Source: src, origin: origin, log: log, bad: make(map[oci.Digest]time.Time), good: make(map[oci.Digest]struct{}),
-		checking: make(map[oci.Digest]bool), turn: make(chan struct{}, 1),
+		lists: lists{src}, origin: origin, log: log, era: era{start: time.Now(), newest: changed(src)},
+		good: make(map[oci.Digest]stamp), bad: make(map[oci.Digest]time.Time), doubted: make(map[oci.Digest]time.Time),
+		checking: make(map[oci.Digest]bool), proofs: make(map[oci.Digest]*proof),
+		turn: make(chan struct{}, 1), reads: make(chan struct{}, maxProofs),
 	}
 }
 
 const (
 	quarantine = 10 * time.Minute // until content found wrong is looked at again: the runtime may have replaced it
-	maxProven  = 1 << 16          // digests remembered as proven: about 6 MB; over it, some are proven again
-	maxWaiting = 64               // contents that wait to be judged in the background; the rest when they are asked for again
+	maxProven  = 1 << 15          // digests remembered as proven: about 6 MB; over it, some are proven again
 )
 
 type once struct {
-	oci.Source
+	lists
 	origin string
 	log    *slog.Logger
-	turn   chan struct{} // held by the one background check that reads
+	era    era
+	turn   chan struct{} // held by the one background check that is at work
+	reads  chan struct{} // held by whoever reads content only to prove it
 
 	mu       sync.Mutex // guards all below
-	good     map[oci.Digest]struct{}
+	good     map[oci.Digest]stamp
 	bad      map[oci.Digest]time.Time // when it was found wrong
-	checking map[oci.Digest]bool      // waiting for its turn, or being read
+	doubted  map[oci.Digest]time.Time // when somebody said it was wrong
+	checking map[oci.Digest]bool      // waiting for its turn in the background, or being read there
+	proofs   map[oci.Digest]*proof    // under way
+	changed  time.Time                // when what is bad last changed
+	damaged  uint64                   // copies found wrong
 }
 
-func (o *once) state(d oci.Digest) (good, bad bool) {
+// quarantined returns an error wrapping [oci.ErrNotFound] for content that was found wrong.
+func (o *once) quarantined(d oci.Digest) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	_, good = o.good[d]
 	since, bad := o.bad[d]
-	if bad && time.Since(since) > quarantine {
-		delete(o.bad, d)
-		bad = false
+	if !bad {
+		return nil
 	}
-	return good, bad
+	if time.Since(since) > quarantine {
+		o.pardon()
+		return nil
+	}
+	return fmt.Errorf("%s is quarantined: %w", d, oci.ErrNotFound)
+}
+
+// pardon ends what quarantines are over. The caller holds mu.
+func (o *once) pardon() {
+	now := time.Now()
+	for d, since := range o.bad {
+		if now.Sub(since) > quarantine {
+			delete(o.bad, d)
+			o.changed = now
+		}
+	}
+}
+
+// proven reports whether the content of d in the file with stamp s is proven.
+func (o *once) proven(d oci.Digest, s stamp) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	have, ok := o.good[d]
+	if !ok && o.era.saw(s, time.Now(), time.Since(o.era.start)) { // nothing was held against it yet
+		o.remember(d, s)
+		return true
+	}
+	return ok && have == s && s != unknown
 }
 
 func (o *once) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
 	desc, err := o.Source.Resolve(ctx, ref)
-	if err != nil {
-		return desc, err
+	if err == nil {
+		err = o.quarantined(desc.Digest)
 	}
-	if _, bad := o.state(desc.Digest); bad {
-		return oci.Descriptor{}, fmt.Errorf("%s is quarantined: %w", desc.Digest, oci.ErrNotFound)
+	if err != nil {
+		return oci.Descriptor{}, err
 	}
 	return desc, nil
 }
 
 func (o *once) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
-	good, bad := o.state(ref.Digest)
-	if bad {
-		return nil, oci.Descriptor{}, fmt.Errorf("%s is quarantined: %w", ref.Digest, oci.ErrNotFound)
-	}
-	rc, desc, err := o.Source.Open(ctx, ref, offset, length)
+	rc, desc, s, err := o.open(ctx, ref, offset, length)
 	switch {
-	case err != nil || good:
+	case err != nil || o.proven(ref.Digest, s):
 		return rc, desc, err
 	case whole(offset, length, desc):
-		return &proving{&verifier{r: rc, desc: desc, hash: desc.Digest.Algorithm().Hash()}, o, ref}, desc, nil
+		return &proving{&verifier{r: rc, desc: desc, hash: desc.Digest.Algorithm().Hash()}, o, ref, s}, desc, nil
 	}
 	o.check(ref)
 	return rc, desc, nil
 }
 
-// Tags implements [oci.Lister] for a Source that does.
-func (o *once) Tags(ctx context.Context, registry, repository string) ([]string, error) {
-	if l, ok := o.Source.(oci.Lister); ok {
-		return l.Tags(ctx, registry, repository)
+// open opens content that is not quarantined, and says which file it is in.
+func (o *once) open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, stamp, error) {
+	if err := o.quarantined(ref.Digest); err != nil {
+		return nil, oci.Descriptor{}, stamp{}, err
 	}
-	return nil, oci.ErrUnsupported
+	rc, desc, err := o.Source.Open(ctx, ref, offset, length)
+	if err != nil {
+		return nil, desc, stamp{}, err
+	}
+	return rc, desc, stampOfReader(rc), nil
 }
 
-// Referrers implements [oci.Lister] for a Source that does.
-func (o *once) Referrers(ctx context.Context, ref oci.Reference) ([]v1.Descriptor, error) {
-	if l, ok := o.Source.(oci.Lister); ok {
-		return l.Referrers(ctx, ref)
-	}
-	return nil, oci.ErrUnsupported
-}
-
-// check proves ref in the background, unless that is under way already. One at a time: the disk is for clients.
-func (o *once) check(ref oci.Reference) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.checking[ref.Digest] || len(o.checking) >= maxWaiting {
-		return
-	}
-	o.checking[ref.Digest] = true
-	go func() {
-		o.turn <- struct{}{}
-		defer func() {
-			<-o.turn
-			o.mu.Lock()
-			defer o.mu.Unlock()
-			delete(o.checking, ref.Digest)
-		}()
-		if good, _ := o.state(ref.Digest); good {
-			return // proven meanwhile
-		}
-		// A fault here says nothing about the content; whoever asks next meets it too, and reports it.
-		rc, _, err := o.Open(context.Background(), ref, 0, -1)
-		if err != nil {
-			return
-		}
-		defer rc.Close()
-		_, _ = io.Copy(io.Discard, rc)
-	}()
-}
-
-// proving is the first reader of content: what it finds is remembered.
+// proving is a reader of content that nobody proved before: what it finds is remembered.
 type proving struct {
 	*verifier
-	o   *once
-	ref oci.Reference
+	o     *once
+	ref   oci.Reference
+	stamp stamp // of the file when it was opened
 }
 
 func (p *proving) Read(b []byte) (int, error) {
 	n, err := p.verifier.Read(b)
 	switch {
 	case err == io.EOF:
-		p.o.proven(p.ref.Digest)
+		p.o.prove(p.ref.Digest, p.stamp)
 	case errors.Is(err, oci.ErrDigestMismatch):
 		p.o.Blame(p.ref, p.o.origin)
 	}
 	return n, err
 }
 
-func (o *once) proven(d oci.Digest) {
+// prove notes that the content of d was found right in the file with stamp s.
+func (o *once) prove(d oci.Digest, s stamp) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.good) >= maxProven {
-		for victim := range o.good { // any: it is proven again when it is asked for again
+	o.remember(d, s)
+}
+
+// remember makes room by forgetting any other, which is proven again when it is asked for again. The caller holds mu.
+func (o *once) remember(d oci.Digest, s stamp) {
+	if _, known := o.good[d]; !known && len(o.good) >= maxProven {
+		for victim := range o.good {
 			delete(o.good, victim)
 			break
 		}
 	}
-	o.good[d] = struct{}{}
+	o.good[d] = s
 }
 
 // Blame implements [oci.Blamer].
@@ -171,8 +177,24 @@ func (o *once) Blame(ref oci.Reference, origin string) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.good, ref.Digest)
+	o.damaged++
+	o.remember(ref.Digest, unknown)
 	if !ok {
-		o.bad[ref.Digest] = time.Now()
+		o.bad[ref.Digest], o.changed = time.Now(), time.Now()
 	}
+}
+
+// Damaged returns how many copies src, which Once or First returned, found wrong so far.
+func Damaged(src oci.Source) (copies uint64) {
+	switch s := src.(type) {
+	case *first:
+		for _, src := range s.sources {
+			copies += Damaged(src)
+		}
+	case *once:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		copies = s.damaged
+	}
+	return copies
 }

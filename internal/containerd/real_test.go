@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"pier/internal/chain"
 	"pier/internal/oci"
 	"pier/internal/oci/ocitest"
 )
@@ -169,6 +171,37 @@ func TestRealSource(t *testing.T) {
 			until(t, changed, "the image imported", tagged(s, ref))
 			return s
 		})
+	})
+}
+
+// What a real containerd stores while Pier runs passes for proven, by the times that its commit leaves on the file; what is
+// written to its store otherwise does not.
+func TestRealCommitIsNotProvenAgain(t *testing.T) {
+	eachReal(t, func(t *testing.T, c *real) {
+		s, changed := c.connect(t)
+		log := slog.New(slog.DiscardHandler)
+		door := chain.Proved(chain.Once(log, source, s))
+		time.Sleep(2500 * time.Millisecond) // content must be that much younger than who judges it, by the clock of the filesystem
+		var content ocitest.Memory
+		ref := oci.Reference{Registry: "registry.test", Repository: "app", Tag: "v1"}
+		layer := ocitest.Bytes(1, 100_000)
+		content.Image(ref, layer)
+		c.load(t, "default", &content, ref)
+		until(t, changed, "the image imported", tagged(s, ref))
+		blob := oci.Reference{Registry: ref.Registry, Repository: ref.Repository, Kind: oci.Blob, Digest: ocitest.Digest(layer)}
+		if desc, err := door.Resolve(t.Context(), blob); err != nil || desc.Missing != 0 {
+			t.Errorf("committed: got %+v, %v, want nothing missing", desc, err)
+		}
+		path := chain.BlobPath(s.root(), blob.Digest)
+		if err := os.WriteFile(path, layer[1:], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		other := chain.Proved(chain.Once(log, source, s)) // knows nothing of it yet
+		for name, door := range map[string]oci.Source{"known": door, "unknown": other} {
+			if _, _, err := ocitest.ReadAll(t.Context(), door, blob); !errors.Is(err, oci.ErrDigestMismatch) {
+				t.Errorf("%s and overwritten: got error %v, want ErrDigestMismatch", name, err)
+			}
+		}
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -75,6 +76,7 @@ type Store struct {
 	content string       // content directory
 	version string       // of containerd; empty before it was first reached
 	names   *names       // replaced as a whole; nil before the first listing
+	altered time.Time    // when content or names were last replaced by others
 
 	blobs chain.Blobs
 }
@@ -82,6 +84,8 @@ type Store struct {
 var (
 	_ oci.Source = (*Store)(nil)
 	_ oci.Lister = (*Store)(nil)
+
+	_ chain.Holder = (*Store)(nil)
 )
 
 // Open returns the store of the containerd that cfg describes, with its names if containerd answers within a few seconds.

@@ -160,6 +160,9 @@ func (s *Store) greet(ctx context.Context, c *client) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if root != s.content {
+		s.altered = time.Now()
+	}
 	s.version, s.content = version, root
 	return nil
 }
@@ -172,7 +175,10 @@ func (s *Store) refresh(ctx context.Context, c *client) (different bool, err err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := s.names
+	different = s.names == nil || !s.names.equal(n)
+	if different {
+		s.altered = time.Now()
+	}
 	s.names = n
-	return old == nil || !old.equal(n), nil
+	return different, nil
 }
