@@ -36,18 +36,26 @@ var imports = map[string][]string{
 	"internal/upstream":   {"internal/oci", "internal/chain"},
 	"internal/registry":   {"internal/oci", "internal/chain"},
 
+	"internal/clusterkey": {},
+	"internal/mdns":       {},
+	"internal/member":     {},
+	"internal/directory":  {"internal/oci"},
+	"internal/peer":       {"internal/oci", "internal/chain", "internal/directory"},
+
 	"internal/config": {"internal/oci"},
 	"internal/house":  {},
 	"internal/node":   {"*"},
 	"cmd/pier":        {"*", "internal/node"},
 
-	"e2e":            {"*", "e2e/faultproxy"},
+	"e2e":            {"*", "e2e/faultproxy", "e2e/netns"},
 	"e2e/faultproxy": {"*"},
-	"bench":          {"*", "e2e/faultproxy"},
+	"e2e/netns":      {},
+	"bench":          {"*", "e2e/faultproxy", "e2e/netns"},
+	"sim":            {"internal/directory", "internal/oci"},
 }
 
 // private are packages that only those import which name them in their row.
-var private = []string{"internal/node", "internal/house", "internal/oci/ocitest", "cmd/pier", "e2e", "e2e/faultproxy", "bench"}
+var private = []string{"internal/node", "internal/house", "internal/oci/ocitest", "cmd/pier", "e2e", "e2e/faultproxy", "e2e/netns", "bench", "sim"}
 
 // constants are exported variables that nobody changes, and that the language has no constants for.
 var constants = []string{"internal/oci.ManifestMediaTypes"}
