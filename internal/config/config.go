@@ -27,6 +27,21 @@ type Config struct {
 	TagTTL          time.Duration // how long a tag's digest is believed before its registry is asked again
 	AirGapped       bool          // upstream registries are never asked
 
+	Peers        []string // host or host:port of other nodes, whichever door of theirs
+	PeersFile    string   // file that names other nodes, one a line; "" for none
+	PeersDNS     string   // name whose records are other nodes; "" for none
+	MDNS         bool     // other nodes are looked for on the link
+	GossipListen string   // host:port, TCP and UDP, at which nodes talk about each other; "" for no peers at all
+	// AdvertiseAddr is host or host:port at which others reach GossipListen; "" for what the node finds out.
+	AdvertiseAddr  string
+	Cluster        string // only nodes of the same name find each other
+	ClusterKeyFile string // secret that all nodes share; "" for none, which trusts the network
+	Zone           string // peers of the same zone are asked first; "" is the zone of all that name none
+	PeerSlots      int    // how many requests for content the peer door serves at once, at least 1
+	PeerRate       int64  // bytes per second that other nodes are sent, all together; 0 means no limit
+	UpstreamRate   int64  // bytes per second that are fetched from upstreams, all together; 0 means no limit
+	Fetchers       int    // connections with which one blob is fetched from an upstream, from 1 to 8
+
 	TLSCert     string // certificate chain of the node door, PEM; "" serves it without TLS
 	TLSKey      string // private key to TLSCert, PEM
 	TLSClientCA string // authorities, PEM, one of which must have signed a client's certificate; "" asks for none
@@ -35,6 +50,10 @@ type Config struct {
 	LogFormat string // FormatText or FormatJSON
 	Pprof     bool   // profiles are served beside the metrics
 }
+
+// NodeVariable is the variable of the environment that says where `pier peers` and its like find the node they ask. It is no
+// setting of the node.
+const NodeVariable = "PIER_NODE"
 
 // Names of runtime stores.
 const (

@@ -43,6 +43,7 @@ func defaults() config.Config {
 		Listen: "127.0.0.1:5001", PeerListen: ":5000", MetricsListen: ":9090",
 		Stores: []string{config.StoreAuto}, DefaultRegistry: "docker.io",
 		PullTimeout: time.Minute, TagTTL: 30 * time.Second,
+		MDNS: true, GossipListen: ":7946", Cluster: "pier", PeerSlots: 16, Fetchers: 1,
 		LogLevel: slog.LevelInfo, LogFormat: config.FormatText,
 	}
 }
@@ -66,6 +67,9 @@ func TestLoad(t *testing.T) {
 				"--containerd-socket=/s", "--containerd-root=/r", "--cache-dir=/c", "--cache-max-bytes=1GiB", "--upstreams=" + pem,
 				"--default-registry=Registry.test:5000", "--allow-upstream=*.lan", "--allow-upstream=10.0.0.0/8", "--pull-timeout=1m30s",
 				"--tag-ttl=1ms", "--air-gapped", "--tls-cert=" + pem, "--tls-key=" + pem, "--tls-client-ca=" + pem,
+				"--peers=10.0.0.2,node3.lan:7000", "--peers=[fd00::4]:5000", "--peers-file=" + pem, "--peers-dns=_gossip._tcp.pier.svc.", "--mdns",
+				"--gossip-listen=10.0.0.1:4", "--advertise-addr=203.0.113.9:7947", "--cluster=site-2", "--cluster-key-file=" + pem, "--zone=rack/4",
+				"--peer-slots=1", "--peer-rate=10MB/s", "--upstream-rate=512KiB", "--fetchers=8",
 				"--log-level=DEBUG", "--log-format=json", "--pprof",
 			},
 			want: everything(pem),
@@ -77,6 +81,9 @@ func TestLoad(t *testing.T) {
 				"PIER_CONTAINERD_SOCKET=/s", "PIER_CONTAINERD_ROOT=/r", "PIER_CACHE_DIR=/c", "PIER_CACHE_MAX_BYTES=1073741824", "PIER_UPSTREAMS=" + pem,
 				"PIER_DEFAULT_REGISTRY=registry.test:5000", "PIER_ALLOW_UPSTREAM=*.lan, 10.0.0.0/8,", "PIER_PULL_TIMEOUT=90s",
 				"PIER_TAG_TTL=1ms", "PIER_AIR_GAPPED=1", "PIER_TLS_CERT=" + pem, "PIER_TLS_KEY=" + pem, "PIER_TLS_CLIENT_CA=" + pem,
+				"PIER_PEERS=10.0.0.2, node3.lan:7000, [fd00::4]:5000", "PIER_PEERS_FILE=" + pem, "PIER_PEERS_DNS=_gossip._tcp.pier.svc.", "PIER_MDNS=1",
+				"PIER_GOSSIP_LISTEN=10.0.0.1:4", "PIER_ADVERTISE_ADDR=203.0.113.9:7947", "PIER_CLUSTER=site-2", "PIER_CLUSTER_KEY_FILE=" + pem,
+				"PIER_ZONE=rack/4", "PIER_PEER_SLOTS=1", "PIER_PEER_RATE=10000000", "PIER_UPSTREAM_RATE=512KiB/s", "PIER_FETCHERS=8",
 				"PIER_LOG_LEVEL=debug", "PIER_LOG_FORMAT=json", "PIER_PPROF=true",
 			},
 			want: everything(pem),
@@ -103,6 +110,19 @@ air-gapped: true
 tls-cert: *pem
 tls-key: *pem
 tls-client-ca: *pem
+peers: [10.0.0.2, "node3.lan:7000", "[fd00::4]:5000"]
+peers-file: *pem
+peers-dns: _gossip._tcp.pier.svc.
+mdns: true
+gossip-listen: 10.0.0.1:4
+advertise-addr: 203.0.113.9:7947
+cluster: site-2
+cluster-key-file: *pem
+zone: rack/4
+peer-slots: 1
+peer-rate: 10MB
+upstream-rate: 524288
+fetchers: 8
 log-level: debug
 log-format: json
 pprof: "true"
@@ -171,6 +191,9 @@ func everything(pem string) func(*config.Config) {
 			Listen: "[::1]:1", PeerListen: "localhost:2", MetricsListen: "0.0.0.0:3", Stores: []string{"containerd", "auto"},
 			ContainerdSocket: "/s", ContainerdRoot: "/r", CacheDir: "/c", CacheMaxBytes: 1 << 30, Upstreams: pem,
 			DefaultRegistry: "registry.test:5000", AllowUpstream: []string{"*.lan", "10.0.0.0/8"}, PullTimeout: 90 * time.Second,
+			Peers: []string{"10.0.0.2", "node3.lan:7000", "[fd00::4]:5000"}, PeersFile: pem, PeersDNS: "_gossip._tcp.pier.svc.", MDNS: true,
+			GossipListen: "10.0.0.1:4", AdvertiseAddr: "203.0.113.9:7947", Cluster: "site-2", ClusterKeyFile: pem, Zone: "rack/4",
+			PeerSlots: 1, PeerRate: 10e6, UpstreamRate: 512 << 10, Fetchers: 8,
 			TagTTL: time.Millisecond, AirGapped: true, TLSCert: pem, TLSKey: pem, TLSClientCA: pem,
 			LogLevel: slog.LevelDebug, LogFormat: config.FormatJSON, Pprof: true,
 		}
@@ -183,7 +206,7 @@ func TestForeignVariables(t *testing.T) {
 	_, warnings, err := load(t, nil, []string{
 		"PIER_PORT=tcp://10.96.0.7:5000", "PIER_PORT_5000_TCP=tcp://10.96.0.7:5000", "PIER_PORT_5000_TCP_ADDR=10.96.0.7",
 		"PIER_PORT_5000_TCP_PORT=5000", "PIER_PORT_5000_TCP_PROTO=tcp", "PIER_SERVICE_HOST=10.96.0.7", "PIER_SERVICE_PORT=5000",
-		"PIER_SERVICE_PORT_PEER=5000", "PIER_PEERS_SERVICE_HOST=10.96.0.8", "PIERS=5", "HOME=/root", "malformed",
+		"PIER_SERVICE_PORT_PEER=5000", "PIER_PEERS_SERVICE_HOST=10.96.0.8", "PIERS=5", "PIER_NODE=http://node:5001", "HOME=/root", "malformed",
 		"PIER_CACHEDIR=/c", "PIER_SOMETHING_ELSE=1",
 	}, "")
 	if err != nil {
@@ -230,6 +253,7 @@ func TestUsage(t *testing.T) {
 	for _, want := range []string{
 		"(default 127.0.0.1:5001)", "(default :5000)", "(default :9090)", "(default auto)", `(default "docker.io")`,
 		"(default 1m0s)", "(default 30s)", "(default info)", "(default text)", "--cache-max-bytes size",
+		"(default :7946)", "(default on when no other way is set)", `(default "pier")`, "(default 16)", "--peer-rate rate", "--mdns  ",
 	} {
 		if !strings.Contains(usage, want) {
 			t.Errorf("usage lacks %q:\n%s", want, usage)

@@ -200,6 +200,7 @@ func FuzzFile(f *testing.F) {
 	for _, seed := range []string{
 		"", "---\n", "listen: :1\n", "store: [auto, containerd]\n", "a: &a [*a]\n", "<<: {listen: :1}\n", "? {a: b}\n: c\n",
 		"cache-dir: /c\ncache-max-bytes: 10GiB\n", "tag-ttl: 1s # one\n", "air-gapped: yes\n", "pprof: !!bool true\n", "\xff\xfe", "--- |\n a\n...\n",
+		"peers: [a, \"[::1]:2\"]\nmdns: false\n", "gossip-listen: none\nfetchers: 3\npeer-rate: 1M/s\n",
 		"listen: !!binary OjE=\n", "store: &s none\nallow-upstream: [*s]\n",
 	} {
 		f.Add(seed)
@@ -219,7 +220,8 @@ func FuzzFile(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if c.Listen == "" || len(c.Stores) == 0 || c.PullTimeout <= 0 || c.TagTTL <= 0 || c.CacheMaxBytes < 0 || c.DefaultRegistry == "" {
+		if c.Listen == "" || len(c.Stores) == 0 || c.PullTimeout <= 0 || c.TagTTL <= 0 || c.CacheMaxBytes < 0 || c.DefaultRegistry == "" ||
+			c.Cluster == "" || c.PeerSlots < 1 || c.PeerRate < 0 || c.UpstreamRate < 0 || c.Fetchers < 1 || c.Fetchers > 8 {
 			t.Errorf("accepted %q as %+v", content, c)
 		}
 	})

@@ -95,6 +95,10 @@ func setScalar(value *patient, node *yaml.Node) error {
 	switch value.Type() {
 	case "bool":
 		wanted, tags = "true or false", []string{"!!bool", "!!str"}
+	case "int":
+		wanted, tags = "a whole number", []string{"!!int", "!!str"}
+	case "rate":
+		wanted, tags = "a whole number of bytes per second, or text such as 10MB/s", []string{"!!int", "!!str"}
 	case "size":
 		wanted, tags = "a whole number of bytes, or text such as 10GiB", []string{"!!int", "!!str"}
 	case "duration":

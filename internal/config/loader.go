@@ -17,6 +17,7 @@ import (
 type Loader struct {
 	flags  *pflag.FlagSet // ours alone; the caller's set shares them
 	config Config
+	mdns   unset // of config.MDNS
 	file   string
 	faults faults
 }
@@ -62,6 +63,8 @@ func (l *Loader) declare() {
 	f.DurationVar(&c.TagTTL, "tag-ttl", 30*time.Second, "believe a tag's digest for this `duration` before its registry is asked again; 0s to ask each time")
 	f.BoolVar(&c.AirGapped, "air-gapped", false, "never ask an upstream registry")
 
+	l.declarePeers()
+
 	path(&c.TLSCert, "tls-cert", "PEM `file`: certificate chain of the node door")
 	path(&c.TLSKey, "tls-key", "PEM `file`: private key of the node door")
 	path(&c.TLSClientCA, "tls-client-ca", "PEM `file`: authorities that clients of the node door need a certificate of")
@@ -70,6 +73,25 @@ func (l *Loader) declare() {
 	c.LogFormat = FormatText
 	f.Var(&choice{&c.LogFormat, []string{FormatText, FormatJSON}}, "log-format", "`format` of the log: text or json")
 	f.BoolVar(&c.Pprof, "pprof", false, "serve profiles under /debug/pprof/ of the metrics address")
+}
+
+// declarePeers declares what concerns other nodes.
+func (l *Loader) declarePeers() {
+	c, f := &l.config, l.flags
+	f.Var(&list{p: &c.Peers}, "peers", "find other nodes through this one: its `host[:port]`, with the port of any of its doors (repeatable)")
+	f.StringVar(&c.PeersFile, "peers-file", "", "find other nodes through those that this `file` lists, one a line; it may change")
+	f.StringVar(&c.PeersDNS, "peers-dns", "", "find other nodes through the A, AAAA or SRV records of this `name`")
+	f.VarPF(&l.mdns, "mdns", "", "find other nodes on the link through mDNS").NoOptDefVal = "true"
+	c.GossipListen = ":7946" // memberlist's own default
+	f.Var((*address)(&c.GossipListen), "gossip-listen", "`address`, TCP and UDP, at which nodes talk about each other; none to have no peers")
+	f.StringVar(&c.AdvertiseAddr, "advertise-addr", "", "`host[:port]` at which other nodes reach the gossip of this one (default what the routes say)")
+	f.StringVar(&c.Cluster, "cluster", "pier", "`name` that keeps the nodes of one network apart: only those of the same name are peers")
+	f.StringVar(&c.ClusterKeyFile, "cluster-key-file", "", "`file` of the secret that all peers share: it encrypts what they say and keeps strangers out")
+	f.StringVar(&c.Zone, "zone", "", "`label` of where this node stands: peers of the same zone are asked first")
+	f.IntVar(&c.PeerSlots, "peer-slots", 16, "serve at most this `number` of requests of other nodes for content at once")
+	f.Var((*rate)(&c.PeerRate), "peer-rate", "send other nodes at most this much a second, for example 50MB/s; 0 for no limit")
+	f.Var((*rate)(&c.UpstreamRate), "upstream-rate", "fetch at most this much a second from upstream registries; 0 for no limit")
+	f.IntVar(&c.Fetchers, "fetchers", 1, "fetch one blob from upstream with this `number` of connections, for registries that slow each down")
 }
 
 // Load returns the configuration: for every setting the flag if given, else the variable PIER_… of environ (in the form of
@@ -98,6 +120,9 @@ func (l *Loader) Load(environ []string) (c Config, warnings []string, err error)
 			l.faults.doubt(f.Name)
 		}
 	})
+	if l.config.MDNS = l.mdns.value; !l.mdns.given {
+		l.config.MDNS = l.config.defaultMDNS()
+	}
 	l.config.validate(&l.faults)
 	l.config.DefaultRegistry, _ = oci.Canonical(l.config.DefaultRegistry, "")
 	return l.config, warnings, errors.Join(l.faults.errs...)
@@ -138,7 +163,7 @@ func (l *Loader) environment(environ []string) (env map[string]string, warnings 
 		switch name, ok := names[k]; {
 		case ok && v != "":
 			env[name] = v
-		case !ok && strings.HasPrefix(k, "PIER_") && !serviceRE.MatchString(k):
+		case !ok && k != NodeVariable && strings.HasPrefix(k, "PIER_") && !serviceRE.MatchString(k):
 			warnings = append(warnings, fmt.Sprintf("environment variable %s means nothing to pier%s", k, didYouMean(nearest(k, variables))))
 		}
 	}

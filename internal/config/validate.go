@@ -17,6 +17,7 @@ func (c *Config) validate(f *faults) {
 	c.validateDoors(f)
 	c.validateStores(f)
 	c.validateUpstreams(f)
+	c.validatePeers(f)
 	c.validateTLS(f)
 	if c.CacheMaxBytes > 0 && c.CacheDir == "" {
 		f.add([]string{"cache-max-bytes", "cache-dir"}, "cache-max-bytes limits nothing without a cache: give cache-dir too")
@@ -39,7 +40,7 @@ func (c *Config) validateDoors(f *faults) {
 	}
 	var doors []door
 	for _, d := range []struct{ name, address string }{
-		{"listen", c.Listen}, {"peer-listen", c.PeerListen}, {"metrics-listen", c.MetricsListen},
+		{"listen", c.Listen}, {"peer-listen", c.PeerListen}, {"metrics-listen", c.MetricsListen}, {"gossip-listen", c.GossipListen},
 	} {
 		if d.address == "" {
 			continue

@@ -34,6 +34,8 @@ func (p *patient) set(text string) error {
 	switch p.Type() {
 	case "bool":
 		return fmt.Errorf("%q: write true or false", text)
+	case "int":
+		return fmt.Errorf("%q: write a whole number", text)
 	case "duration":
 		return fmt.Errorf("%q is no duration: write a number and a unit, for example 30s or 5m", text)
 	}
@@ -52,6 +54,26 @@ func (a *address) Set(text string) error {
 	}
 	*a = address(text)
 	return nil
+}
+
+// unset is a bool whose default is decided when all settings are known.
+type unset struct{ value, given bool }
+
+func (u *unset) Type() string { return "bool" }
+
+func (u *unset) String() string {
+	if !u.given {
+		return "on when no other way is set"
+	}
+	return strconv.FormatBool(u.value)
+}
+
+func (u *unset) Set(text string) error {
+	value, err := strconv.ParseBool(text)
+	if err == nil {
+		u.value, u.given = value, true
+	}
+	return err
 }
 
 // list is several words, given one by one or with commas between. The first Set replaces the default.
@@ -162,5 +184,18 @@ func (s *size) Set(text string) error {
 		return fmt.Errorf("%q is no size: write a whole number of bytes, or one with a unit, for example 500MB or 10GiB", text)
 	}
 	*s = size(n) * size(factor)
+	return nil
+}
+
+// rate is a number of bytes per second.
+type rate int64
+
+func (r *rate) Type() string   { return "rate" }
+func (r *rate) String() string { return (*size)(r).String() }
+
+func (r *rate) Set(text string) error {
+	if err := (*size)(r).Set(strings.TrimSuffix(text, "/s")); err != nil {
+		return fmt.Errorf("%q is no rate: write a whole number of bytes per second, or one with a unit, for example 500kB/s or 10MB/s", text)
+	}
 	return nil
 }

@@ -43,7 +43,7 @@ type Descriptor struct {
 	// content in flight. It is meaningless for content elsewhere.
 	Missing int64
 
-	// Source names what supplied the content, for logs, metrics and blame: "containerd", "cache", or an upstream's host.
+	// Source names what supplied the content, for logs, metrics and blame: "containerd", "cache", "peer", or an upstream's host.
 	Source string
 
 	// Stale is set by Resolve on the last known digest of a tag whose registry could not be asked.
@@ -118,6 +118,7 @@ type Tagger interface {
 type (
 	authorizationKey struct{}
 	viaKey           struct{}
+	fallbackKey      struct{}
 )
 
 // WithAuthorization returns a context that carries a client's own Authorization header to the registry its request
@@ -135,6 +136,15 @@ func WithVia(ctx context.Context, header string) context.Context { return with(c
 
 // Via returns the nodes that a request came through, or "".
 func Via(ctx context.Context) string { return value(ctx, viaKey{}) }
+
+// WithFallback returns a context that says that the client goes to the registry itself, with credentials of its own, when
+// it is answered not found: a Source may then leave the fetching to it.
+func WithFallback(ctx context.Context) context.Context {
+	return context.WithValue(ctx, fallbackKey{}, true)
+}
+
+// HasFallback reports whether the client goes to the registry itself, see [WithFallback].
+func HasFallback(ctx context.Context) bool { return ctx.Value(fallbackKey{}) != nil }
 
 func with(ctx context.Context, key any, value string) context.Context {
 	if value == "" {

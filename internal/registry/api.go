@@ -20,10 +20,15 @@ func (h *handler) digests(ctx context.Context, w *response, rt route) error {
 	}{rt.ref.Digest, desc.Size, desc.Missing == 0, max(0, desc.Size-desc.Missing)})
 }
 
-// node tells what this node says of itself.
-func (h *handler) node(w *response) error {
-	if h.Info == nil {
+// api answers with what the function of that name returns.
+func (h *handler) api(ctx context.Context, w *response, rt route) error {
+	answer := h.API[rt.name]
+	if answer == nil {
 		return errNoEndpoint
 	}
-	return w.sendJSON("application/json", h.Info())
+	v, err := answer(ctx, rt.arg)
+	if err != nil {
+		return err
+	}
+	return w.sendJSON("application/json", v)
 }

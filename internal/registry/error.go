@@ -16,6 +16,7 @@ var (
 	errNoEndpoint = errors.New("no such endpoint")
 	errAccept     = errors.New("malformed Accept header")
 	errPage       = errors.New("malformed page size")
+	errBusy       = errors.New("every slot is taken")
 )
 
 // statusClientGone is what log and metrics say of requests whose client left, in the way of other servers. It is never sent.
@@ -40,6 +41,7 @@ var classes = []struct {
 	{errNoEndpoint, answer{http.StatusNotFound, "UNSUPPORTED", "no such endpoint"}},
 	{errAccept, answer{http.StatusBadRequest, "UNSUPPORTED", "malformed Accept header"}},
 	{errPage, answer{http.StatusBadRequest, "PAGINATION_NUMBER_INVALID", "n is not a number of tags"}},
+	{errBusy, answer{http.StatusServiceUnavailable, "UNAVAILABLE", "this node serves as many requests as it may: ask another one, or again in a second"}},
 	{oci.ErrNotAllowed, answer{http.StatusForbidden, "DENIED", "this node's rules do not allow to ask that registry"}},
 	{oci.ErrNameInvalid, answer{http.StatusBadRequest, "NAME_INVALID", "invalid repository or registry name"}},
 	{oci.ErrTagInvalid, answer{http.StatusNotFound, "MANIFEST_UNKNOWN", "invalid tag, so no such manifest"}},
@@ -79,6 +81,8 @@ func unknown(e endpoint) answer {
 		return answer{http.StatusNotFound, "BLOB_UNKNOWN", "blob unknown"}
 	case endpointTags, endpointReferrers:
 		return answer{http.StatusNotFound, "NAME_UNKNOWN", "repository unknown"}
+	case endpointNode, endpointAPI:
+		return answer{http.StatusNotFound, "NAME_UNKNOWN", "nothing is known of it"}
 	default:
 		return answer{http.StatusNotFound, "MANIFEST_UNKNOWN", "manifest unknown"}
 	}
@@ -96,13 +100,15 @@ func (h *handler) fail(w *response, r *http.Request, rt route, err error) (statu
 	}
 	w.source = ""
 	header := w.rw.Header()
-	for _, name := range []string{"Accept-Ranges", "Cache-Control", "Content-Range", "Docker-Content-Digest", "Etag", "Link", "Vary", "Warning"} {
+	for _, name := range []string{"Accept-Ranges", "Cache-Control", "Content-Range", "Docker-Content-Digest", "Etag", "Link", missingHeader, "Vary", "Warning"} {
 		header.Del(name) // they describe content
 	}
 	var outside *rangeError
 	switch {
 	case a.status == http.StatusMethodNotAllowed:
 		header.Set("Allow", "GET, HEAD")
+	case a.status == http.StatusServiceUnavailable:
+		header.Set("Retry-After", "1")
 	case a.status == http.StatusUnauthorized:
 		header.Set("Www-Authenticate", fmt.Sprintf("Basic realm=%q", rt.ref.Registry))
 	case errors.As(err, &outside):

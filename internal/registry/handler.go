@@ -3,11 +3,12 @@
 // its bytes are right, it leaves to the Source.
 //
 // One request runs through ServeHTTP (handler.go), parseRoute (route.go), one of manifest, blob, tags, referrers, digests
-// and node, and then response (response.go) or, if that returned an error, fail (error.go).
+// and api, and then response (response.go) or, if that returned an error, fail (error.go).
 package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -26,15 +27,23 @@ type Config struct {
 
 	DefaultRegistry string // for paths that name none; "docker.io" if empty
 
-	// PassAuthorization hands a client's own Authorization on to the upstream it named, see [oci.WithAuthorization].
-	// Never set it where other nodes ask: their clients' credentials are not for them to send.
+	// PassAuthorization hands a client's own Authorization on to the upstream it named, see [oci.WithAuthorization], and
+	// tells Source of the clients that can go there themselves, see [oci.WithFallback]. Never set it where other nodes ask:
+	// their clients' credentials are not for them to send.
 	PassAuthorization bool
+
+	// Slots is how many requests for content, GET of manifests and blobs, are served at once; those beyond are answered 503
+	// at once, so that whoever asks finds another node. 0: any number.
+	Slots int
 
 	// Name is what this node calls itself in the Via header of its own requests. A request that came through this node
 	// already is answered 404: whoever sent it is waited for. Empty: no request is known to have.
 	Name string
 
-	Info func() any   // what /api/v1/node answers, as JSON; nil: 404
+	// API answers GET /api/v1/<name> and /api/v1/<name>/<arg> beside digests, by name: what a function returns is sent as
+	// JSON, its errors are answered as those of Source. Arg is decoded, may hold slashes, and comes from a stranger.
+	API map[string]func(ctx context.Context, arg string) (any, error)
+
 	Door string       // "node" or "peer": label of log lines and metrics
 	Log  *slog.Logger // nil: nothing is logged
 
@@ -45,6 +54,7 @@ type handler struct {
 	Config
 	lister  oci.Lister // nil if Source is none
 	stall   time.Duration
+	slots   chan struct{} // one element for each request that holds a slot; nil: any number
 	metrics *meter
 }
 
@@ -71,6 +81,9 @@ func newHandler(c Config) *handler {
 		c.Metrics = metrics.NewSet()
 	}
 	h := &handler{Config: c, stall: stall, metrics: newMeter(c.Metrics, c.Door)}
+	if c.Slots > 0 {
+		h.slots = make(chan struct{}, c.Slots)
+	}
 	h.lister, _ = c.Source.(oci.Lister)
 	return h
 }
@@ -107,10 +120,32 @@ const maxVia = 512
 
 var errLoop = fmt.Errorf("the request came through this node already: nodes name each other as mirrors: %w", oci.ErrNotFound)
 
+// enter takes a slot, if the request needs one, for as long as until leave is called. Without an error leave is never nil.
+func (h *handler) enter(w *response, rt route) (leave func(), err error) {
+	if h.slots == nil || w.head || rt.endpoint != endpointBlob && rt.endpoint != endpointManifest {
+		return func() {}, nil
+	}
+	select {
+	case h.slots <- struct{}{}:
+		return func() { <-h.slots }, nil
+	default:
+		h.metrics.refused.Inc()
+		return nil, errBusy
+	}
+}
+
 func (h *handler) serve(w *response, r *http.Request, rt route) error {
+	leave, err := h.enter(w, rt)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	ctx := r.Context()
 	if h.PassAuthorization {
 		ctx = oci.WithAuthorization(ctx, r.Header.Get("Authorization"))
+		if rt.mirror {
+			ctx = oci.WithFallback(ctx)
+		}
 	}
 	via := strings.Join(r.Header.Values("Via"), ", ")
 	if h.Name != "" && strings.Contains(via, h.Name) || len(via) > maxVia {
@@ -130,8 +165,8 @@ func (h *handler) serve(w *response, r *http.Request, rt route) error {
 		return h.referrers(ctx, w, rt)
 	case endpointDigests:
 		return h.digests(ctx, w, rt)
-	case endpointNode:
-		return h.node(w)
+	case endpointNode, endpointAPI:
+		return h.api(ctx, w, rt)
 	default:
 		return errNoEndpoint
 	}
@@ -139,8 +174,11 @@ func (h *handler) serve(w *response, r *http.Request, rt route) error {
 
 // logRequest writes the one line of a request. Status is what became of it, see fail; the query is left out: it may be signed.
 func (h *handler) logRequest(r *http.Request, rt route, status int, w *response, dur time.Duration, err error) {
-	ctx := context.WithoutCancel(r.Context())
-	if !h.Log.Enabled(ctx, slog.LevelInfo) {
+	ctx, level := context.WithoutCancel(r.Context()), slog.LevelInfo
+	if errors.Is(err, errBusy) || isPart(r, rt) && status < http.StatusInternalServerError {
+		level = slog.LevelDebug // there may be thousands for one pull
+	}
+	if !h.Log.Enabled(ctx, level) {
 		return
 	}
 	attrs := [...]slog.Attr{
@@ -159,5 +197,5 @@ func (h *handler) logRequest(r *http.Request, rt route, status int, w *response,
 	if err == nil {
 		n--
 	}
-	h.Log.LogAttrs(ctx, slog.LevelInfo, "served", attrs[:n]...)
+	h.Log.LogAttrs(ctx, level, "served", attrs[:n]...)
 }

@@ -263,7 +263,11 @@ func TestAPI(t *testing.T) {
 	c := newContent()
 	local := &ocitest.Memory{}
 	local.Add("", []byte("only here"))
-	url := serve(t, New(Config{Source: c, Local: local, Info: func() any { return map[string]int{"answer": 42} }}))
+	url := serve(t, New(Config{Source: c, Local: local, API: map[string]func(context.Context, string) (any, error){
+		"node": func(context.Context, string) (any, error) { return map[string]int{"answer": 42}, nil },
+		"echo": func(_ context.Context, arg string) (any, error) { return arg, nil },
+		"none": func(context.Context, string) (any, error) { return nil, oci.ErrNotFound },
+	}}))
 
 	dgst := string(ocitest.Digest([]byte("only here")))
 	r := ask(t, "GET", url+"/api/v1/digests/"+dgst)
@@ -275,6 +279,17 @@ func TestAPI(t *testing.T) {
 	}
 	if r := ask(t, "GET", url+"/api/v1/node"); string(r.body) != `{"answer":42}` {
 		t.Errorf("node: got %s", r.body)
+	}
+	for _, path := range []string{"/registry.test:5000%2Fa%2Fb:v1", "/registry.test:5000/a/b:v1", "/registry.test:5000/a/b:v%31?x=y"} {
+		if r := ask(t, "GET", url+"/api/v1/echo"+path); string(r.body) != `"registry.test:5000/a/b:v1"` {
+			t.Errorf("echo %s: got %s", path, r.body)
+		}
+	}
+	if r := ask(t, "GET", url+"/api/v1/none"); r.StatusCode != 404 || r.code(t) != "NAME_UNKNOWN" {
+		t.Errorf("none: got %d %s", r.StatusCode, r.body)
+	}
+	if r := ask(t, "GET", url+"/api/v1/other"); r.StatusCode != 404 || r.code(t) != "UNSUPPORTED" {
+		t.Errorf("other: got %d %s", r.StatusCode, r.body)
 	}
 
 	url = serve(t, New(Config{Source: &fixed{desc: oci.Descriptor{Size: 100, Missing: 70}}}))

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"runtime"
+	"strconv"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -76,7 +77,7 @@ func (h *handler) negotiate(ctx context.Context, w *response, ref oci.Reference,
 		return ref, desc, nil
 	}
 	ref.Tag = "" // the tag names the index, not its child
-	desc.MediaType, desc.Digest, desc.Size = child.MediaType, child.Digest, child.Size
+	desc.MediaType, desc.Digest, desc.Size, desc.Missing = child.MediaType, child.Digest, child.Size, 0
 	return ref.WithDigest(child.Digest), desc, nil
 }
 
@@ -142,6 +143,10 @@ func readManifest(r io.Reader) ([]byte, error) {
 	return b, nil
 }
 
+// missingHeader says how many bytes of the content have not reached this node yet, where that is not none. Its value is of
+// the moment the answer began.
+const missingHeader = "Pier-Missing"
+
 // describe sets the headers that say what the content is. What was asked for by digest never changes, and may be kept.
 func describe(w *response, desc oci.Descriptor, byDigest bool) {
 	header := w.rw.Header()
@@ -154,6 +159,9 @@ func describe(w *response, desc oci.Descriptor, byDigest bool) {
 	header.Set("Content-Security-Policy", "sandbox") // the type is anybody's: a browser must run nothing of it
 	if byDigest {
 		header.Set("Cache-Control", "max-age=31536000, immutable")
+	}
+	if desc.Missing > 0 {
+		header.Set(missingHeader, strconv.FormatInt(desc.Missing, 10))
 	}
 	if desc.Stale {
 		header.Set("Warning", `110 pier "Response is Stale"`)

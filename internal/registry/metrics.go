@@ -18,7 +18,8 @@ type meter struct {
 	seconds  [endpoints]*histogram
 	bytes    map[string]*metrics.Counter // by source label; never changes
 	hits     *metrics.Counter            // content served from what this node has
-	misses   *metrics.Counter            // content that had to be fetched
+	misses   *metrics.Counter            // content that had to be fetched, from an upstream or a peer
+	refused  *metrics.Counter            // requests for content beyond the slots
 
 	mu       sync.RWMutex // guards requests
 	requests map[series]*metrics.Counter
@@ -38,12 +39,13 @@ func newMeter(set *metrics.Set, door string) *meter {
 		bytes:    make(map[string]*metrics.Counter),
 		hits:     set.GetOrCreateCounter(fmt.Sprintf("pier_content_total{door=%q,result=\"hit\"}", door)),
 		misses:   set.GetOrCreateCounter(fmt.Sprintf("pier_content_total{door=%q,result=\"miss\"}", door)),
+		refused:  set.GetOrCreateCounter(fmt.Sprintf("pier_refused_total{door=%q}", door)),
 		requests: make(map[series]*metrics.Counter),
 	}
 	for e := range endpoints {
 		m.seconds[e] = newHistogram(set, "pier_request_seconds", fmt.Sprintf("door=%q,kind=%q", door, e))
 	}
-	for _, source := range []string{"containerd", "cache", "upstream"} {
+	for _, source := range []string{"containerd", "cache", "peer", "upstream"} {
 		m.bytes[source] = set.GetOrCreateCounter(fmt.Sprintf("pier_served_bytes_total{door=%q,source=%q}", door, source))
 	}
 	return m
@@ -53,11 +55,14 @@ func newMeter(set *metrics.Set, door string) *meter {
 func (m *meter) observe(e endpoint, method string, status int, w *response, dur time.Duration) {
 	m.seconds[e].observe(dur.Seconds())
 	if w.source != "" && w.bytes > 0 {
-		c, here := m.bytes[w.source]
-		if here {
+		switch w.source {
+		case "containerd", "cache":
 			m.hits.Inc()
-		} else {
+		default:
 			m.misses.Inc()
+		}
+		c, ok := m.bytes[w.source]
+		if !ok {
 			c = m.bytes["upstream"] // a host's name is no label: there may be any number
 		}
 		c.AddInt64(w.bytes)

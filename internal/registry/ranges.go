@@ -72,6 +72,12 @@ func (r byteRange) of(size int64) (_ byteRange, ok bool) {
 	return byteRange{first: r.first, last: min(r.last, size-1)}, r.first < size
 }
 
+// isPart reports whether a request asks for some bytes of a blob, and not for all of them up to its end.
+func isPart(r *http.Request, rt route) bool {
+	want, ok := parseRange(r.Header.Get("Range"))
+	return ok && rt.endpoint == endpointBlob && (want.first > 0 || want.last != math.MaxInt64)
+}
+
 // etag is the entity tag of content: its digest, which says it all.
 func etag(d oci.Digest) string { return `"` + string(d) + `"` }
 

@@ -21,19 +21,21 @@ const (
 	endpointReferrers
 	endpointDigests
 	endpointNode
-	endpoints // how many there are
+	endpointAPI // what Config.API answers, but for node
+	endpoints   // how many there are
 )
 
 // String returns the endpoint's label in metrics.
 func (e endpoint) String() string {
-	return [...]string{"other", "base", "manifest", "blob", "tags", "referrers", "digests", "node"}[e]
+	return [...]string{"other", "base", "manifest", "blob", "tags", "referrers", "digests", "node", "api"}[e]
 }
 
 // A route is a request understood: what it asks for, of which content.
 type route struct {
 	endpoint endpoint
 	ref      oci.Reference // for manifest, blob, referrers and digests; for tags, without tag and digest
-	name     string        // the repository as the client wrote it, perhaps with a registry in front
+	name     string        // the repository as the client wrote it, perhaps with a registry in front; for node and api, the name in Config.API
+	arg      string        // for node and api: what follows the name
 	query    url.Values
 
 	// mirror is set if the request named its upstream with ?ns=, as container runtimes do: such a client asks the
@@ -54,12 +56,12 @@ func parseRoute(r *http.Request, defaultRegistry string) (route, error) {
 	if len(path) > maxPath {
 		return rt, fmt.Errorf("path of %d bytes: %w", len(path), oci.ErrNameInvalid)
 	}
-	if hasEncodedSlash(r.URL.RawPath) {
-		return rt, fmt.Errorf("encoded slash in path: %w", oci.ErrNameInvalid)
-	}
 	if rest, ok := strings.CutPrefix(path, "/api/v1/"); ok {
 		err := rt.parseAPI(rest)
 		return rt, err
+	}
+	if hasEncodedSlash(r.URL.RawPath) {
+		return rt, fmt.Errorf("encoded slash in path: %w", oci.ErrNameInvalid)
 	}
 	rest, ok := strings.CutPrefix(path, "/v2/")
 	if (ok && rest == "") || path == "/v2" {
@@ -91,19 +93,20 @@ func hasEncodedSlash(raw string) bool {
 }
 
 func (rt *route) parseAPI(rest string) error {
-	if rest == "node" {
+	rt.name, rt.arg, _ = strings.Cut(rest, "/")
+	switch rt.name {
+	case "digests":
+		rt.endpoint = endpointDigests
+		rt.ref.Kind = oci.Blob
+		var err error
+		rt.ref.Digest, err = oci.ParseDigest(rt.arg)
+		return err
+	case "node":
 		rt.endpoint = endpointNode
-		return nil
+	default:
+		rt.endpoint = endpointAPI // whatever the name: none becomes a label
 	}
-	dgst, ok := strings.CutPrefix(rest, "digests/")
-	if !ok {
-		return errNoEndpoint
-	}
-	rt.endpoint = endpointDigests
-	rt.ref.Kind = oci.Blob
-	var err error
-	rt.ref.Digest, err = oci.ParseDigest(dgst)
-	return err
+	return nil
 }
 
 // split takes the path behind /v2/ apart from the right, since a name may have segments such as "blobs" itself. It sets

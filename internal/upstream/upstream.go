@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+	"oras.land/oras-go/v2/registry/remote/auth"
 
 	"pier/internal/oci"
 )
@@ -108,6 +109,12 @@ func (r *Registries) Reload(upstreams []Upstream) error {
 		old.closeIdle()
 	}
 	return nil
+}
+
+// Knows reports whether the operator told this node how to reach a registry: it is listed, or there are credentials for it.
+func (r *Registries) Knows(ctx context.Context, registry string) bool {
+	name, _ := oci.Canonical(registry, "")
+	return r.current.Load().listed[name] != nil || r.docker.get(ctx, name) != auth.EmptyCredential
 }
 
 // Resolve implements [oci.Source]. A tag's descriptor is marked stale where whoever answered said so, and nobody else could.
