@@ -43,6 +43,9 @@ type Node struct {
 	cache     *cache.Cache         // nil without a cache
 	upstreams *upstream.Registries // nil if air-gapped
 	engine    *transfer.Engine
+	peers     peers
+	local     oci.Source // what this node has, and what its runtime is receiving
+	full      oci.Source // what this node can get
 	watched   []watched
 
 	hangup  chan os.Signal // SIGHUP
@@ -78,7 +81,7 @@ func (n *Node) wire() error {
 	nothing := chain.First(n.log)
 	var runtime, ingest, disk oci.Source = nothing, nothing, nothing
 	var record chain.Recorder
-	engine := transfer.Config{Source: nothing, Dir: spoolDir(), Max: n.cfg.CacheMaxBytes, Timeout: n.cfg.PullTimeout, Log: n.log, Metrics: n.metrics}
+	engine := transfer.Config{Dir: spoolDir(), Max: n.cfg.CacheMaxBytes, Timeout: n.cfg.PullTimeout, Log: n.log, Metrics: n.metrics}
 	if n.runtime != nil {
 		runtime, ingest = chain.Once(n.log, "containerd", n.runtime), chain.Verified(n.runtime.Ingest())
 	}
@@ -88,27 +91,34 @@ func (n *Node) wire() error {
 	}
 	var registries oci.Source // stays nil if air-gapped
 	if n.upstreams != nil {
-		registries, engine.Source = n.upstreams, n.upstreams
+		registries = n.upstreams
 	}
+	local := chain.First(n.log, runtime, disk) // what this node has
+	n.local = chain.First(n.log, local, ingest)
+	elsewhere, err := n.openPeers(registries) // what other nodes and registries have
+	if err != nil {
+		return err
+	}
+	engine.Source = elsewhere
 	n.engine = transfer.New(engine)
 
-	local := chain.First(n.log, runtime, disk)                     // what this node has
-	here := chain.First(n.log, local, n.engine.InFlight(), ingest) // and what is on its way to it
-	full := chain.Fresh(chain.FreshConfig{                         // what this node can get
-		Content:   chain.First(n.log, chain.Resume(n.log, chain.First(n.log, local, ingest), n.engine), n.engine),
+	// What this node has, proven before a byte of it goes to another, and what is on its way to it.
+	here := chain.First(n.log, chain.Proved(runtime), chain.Proved(disk), n.engine.InFlight(), ingest)
+	n.full = chain.Fresh(chain.FreshConfig{ // what this node can get
+		Content:   chain.First(n.log, chain.Resume(n.log, n.local, n.engine), n.engine),
 		Local:     local,
+		Others:    n.peers.source.Names(),
 		Authority: registries,
 		Record:    record,
 		TTL:       n.cfg.TagTTL,
 		Log:       n.log,
 		Metrics:   n.metrics,
 	})
-	handler := registry.Config{
-		Name: n.name, Local: here, DefaultRegistry: n.cfg.DefaultRegistry, Info: n.info, Log: n.log, Metrics: n.metrics,
-	}
+	handler := registry.Config{Name: n.name, Local: here, DefaultRegistry: n.cfg.DefaultRegistry, Log: n.log, Metrics: n.metrics}
 	node, peer := handler, handler
-	node.Door, node.Source, node.PassAuthorization = "node", full, true
-	peer.Door, peer.Source = "peer", listed{here, local}
+	node.Door, node.Source, node.PassAuthorization, node.API = "node", n.full, true, n.api()
+	peer.Door, peer.Source, peer.Slots = "peer", listed{chain.Limited(here, limiter(n.cfg.PeerRate)), local}, n.cfg.PeerSlots
+	peer.API = map[string]apiFunc{"node": node.API["node"]}
 
 	nodeTLS, err := n.nodeTLS()
 	if err != nil {
@@ -116,7 +126,7 @@ func (n *Node) wire() error {
 	}
 	n.doors = []*door{
 		{name: "node", addr: n.cfg.Listen, tls: nodeTLS, handler: n.counted(registry.New(node))},
-		{name: "peer", addr: n.cfg.PeerListen, handler: n.counted(registry.New(peer))},
+		{name: "peer", addr: n.cfg.PeerListen, tls: n.peers.server, handler: n.counted(registry.New(peer))},
 		{name: "metrics", addr: n.cfg.MetricsListen, handler: n.metricsHandler()},
 	}
 	n.doors = slices.DeleteFunc(n.doors, func(d *door) bool { return d.addr == "" })
@@ -241,6 +251,10 @@ func (n *Node) release(ctx context.Context) error {
 	var errs []error
 	if n.engine != nil {
 		errs = append(errs, n.engine.Close(ctx))
+	}
+	if n.peers.source != nil {
+		n.peers.source.Close()
+		n.peers.directory.Close()
 	}
 	if n.cache != nil {
 		errs = append(errs, n.cache.Close())

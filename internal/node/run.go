@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -89,7 +88,11 @@ func (d *door) close(ctx context.Context) {
 func (n *Node) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if err := n.listen(ctx); err != nil {
+	err := n.listen(ctx)
+	if err == nil {
+		err = n.join()
+	}
+	if err != nil {
 		return errors.Join(err, n.stop(&sync.WaitGroup{}))
 	}
 	var wg sync.WaitGroup
@@ -106,10 +109,14 @@ func (n *Node) Run(ctx context.Context) error {
 	if n.runtime != nil {
 		work(n.runtime.Run)
 	}
+	if n.peers.group != nil {
+		work(n.peers.group.Run)
+		work(n.announce)
+	}
 	work(n.reload)
 	n.ready(ctx)
 	<-ctx.Done()
-	err := context.Cause(ctx)
+	err = context.Cause(ctx)
 	if errors.Is(err, context.Canceled) {
 		err = nil // asked to stop
 	}
@@ -132,6 +139,9 @@ func (n *Node) listen(ctx context.Context) error {
 func (n *Node) ready(ctx context.Context) {
 	if host, _, err := net.SplitHostPort(n.cfg.Listen); err == nil && !isLoopback(host) && n.cfg.TLSClientCA == "" {
 		n.log.WarnContext(ctx, "the node door is open to the network: whoever reaches it pulls through this node, with this node's credentials")
+	}
+	if n.peers.group != nil && n.peers.server == nil {
+		n.log.WarnContext(ctx, "no cluster key: whoever is on this network can read what this node has, and answer for other nodes; see --cluster-key-file")
 	}
 	n.log.InfoContext(ctx, "serving", "version", n.version, "cache", n.cfg.CacheDir, "runtime", n.runtimeName(), "air_gapped", n.cfg.AirGapped)
 	notify("READY=1")
@@ -178,24 +188,12 @@ func notify(state string) {
 	_, _ = conn.Write([]byte(state))
 }
 
-// rest gives memory back to the system once after work, which the runtime of the language would do after minutes only.
-func (n *Node) rest() {
-	switch served := n.served.Load(); {
-	case n.serving.Load() > 0:
-	case served != n.worked:
-		n.worked, n.rested = served, false
-	case !n.rested:
-		debug.FreeOSMemory()
-		n.rested = true
-	}
-}
-
 // reload reads files again when they changed, or on SIGHUP. What is wrong is logged, and the old stays in force.
 func (n *Node) reload(ctx context.Context) error {
 	defer signal.Stop(n.hangup)
-	tick := time.NewTicker(2 * time.Second)
+	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for {
+	for round := 0; ; round++ {
 		asked := false
 		select {
 		case <-ctx.Done():
@@ -207,6 +205,8 @@ func (n *Node) reload(ctx context.Context) error {
 		for i := range n.watched {
 			n.watched[i].look(n.log, asked)
 		}
-		n.rest()
+		if round%2 == 0 {
+			n.rest()
+		}
 	}
 }

@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+
+	"pier/internal/chain"
+	"pier/internal/registry"
 )
 
 // measure registers what is known only of the node as a whole.
@@ -21,6 +24,7 @@ func (n *Node) measure() {
 		return 0
 	})
 	n.metrics.NewGauge("pier_saved_bytes", n.saved)
+	n.metrics.NewGauge(`pier_quarantines_total{copy="own"}`, func() float64 { return float64(chain.Damaged(n.local)) })
 	if n.runtime != nil {
 		n.metrics.NewGauge(`pier_runtime_images{runtime="containerd"}`, func() float64 { return float64(n.runtime.Images()) })
 	}
@@ -30,7 +34,7 @@ func (n *Node) measure() {
 func (n *Node) saved() float64 {
 	var served uint64
 	for _, door := range []string{"node", "peer"} {
-		for _, source := range []string{"containerd", "cache", "upstream"} {
+		for _, source := range []string{"containerd", "cache", "peer", "upstream"} {
 			served += n.metrics.GetOrCreateCounter(fmt.Sprintf("pier_served_bytes_total{door=%q,source=%q}", door, source)).Get()
 		}
 	}
@@ -68,6 +72,8 @@ func (n *Node) metricsHandler() http.Handler {
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	api := registry.New(registry.Config{Source: chain.First(n.log), API: n.api(), Door: "metrics", Log: n.log, Metrics: n.metrics})
+	mux.Handle("GET /api/v1/", api)
 	if n.cfg.Pprof {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
@@ -79,14 +85,24 @@ func (n *Node) metricsHandler() http.Handler {
 // info is what /api/v1/node answers.
 func (n *Node) info() any {
 	info := struct {
+		Name      string       `json:"name"` // host:port of its gossip; empty without peers
+		Host      string       `json:"host"`
+		Zone      string       `json:"zone"`
+		Gossip    uint16       `json:"gossip_port,omitempty"`
 		Version   string       `json:"version"`
 		Uptime    int64        `json:"uptime_seconds"`
 		Ready     bool         `json:"ready"`
 		AirGapped bool         `json:"air_gapped"`
 		Runtime   *runtimeInfo `json:"runtime,omitempty"`
 		Cache     *cacheInfo   `json:"cache,omitempty"`
+		Blobs     int64        `json:"blobs"` // manifests and blobs held, by runtime and cache together
 	}{
+		Blobs: n.blobs(), Host: hostname(), Zone: n.cfg.Zone,
 		Version: n.version, Uptime: int64(time.Since(n.started).Seconds()), Ready: n.unready() == "", AirGapped: n.cfg.AirGapped,
+	}
+	if n.peers.group != nil {
+		self := n.peers.group.Self()
+		info.Name, info.Gossip = self.Name, self.Gossip
 	}
 	if n.runtime != nil {
 		info.Runtime = &runtimeInfo{Name: "containerd", Version: n.runtime.Version(), Images: n.runtime.Images()}

@@ -262,10 +262,11 @@ func (e *Engine) InFlight() oci.Source { return inFlight{e} }
 
 type inFlight struct{ e *Engine }
 
-// find returns the flight of a digest that has come farthest, from whichever registry.
+// find returns the flight of ref: from its registry, since what another supplies is not for those who ask this one. A reference
+// without a registry is for whichever has come farthest.
 func (i inFlight) find(ref oci.Reference) (best *flight, desc oci.Descriptor) {
 	for k, f := range i.e.flights {
-		if k.digest != ref.Digest || k.kind != ref.Kind {
+		if k.digest != ref.Digest || k.kind != ref.Kind || ref.Registry != "" && ref.Registry != k.registry {
 			continue
 		}
 		if d, err := f.describe(); err == nil && (best == nil || d.Missing < desc.Missing) {

@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"context"
+	"encoding"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,12 @@ const (
 	maxAttempts = 6                      // in a row that brought nothing
 	firstPause  = 100 * time.Millisecond // before the second such attempt; doubles, with full jitter
 	maxPause    = 3 * time.Second
+
+	// A read that waited and then brought less than small is followed by a pause, in which more arrives: over a thin link, one
+	// piece for everybody who reads along instead of every packet saves most of the work.
+	small  = 8 << 10
+	gather = 8 * time.Millisecond
+	waited = 100 * time.Microsecond
 
 	// maxUnsized bounds content whose size no registry tells: 16 GiB, more than any layer that was met.
 	maxUnsized = 16 << 30
@@ -102,7 +109,7 @@ func (f *flight) mismatch(o origin, w *writer, from string) error {
 func (f *flight) attempt(o origin, w *writer) error {
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
-	rc, desc, err := f.e.c.Source.Open(oci.WithVia(oci.WithAuthorization(ctx, o.authorization), o.via), o.ref, w.at, -1)
+	rc, desc, err := f.e.c.Source.Open(o.context(ctx), o.ref, w.at, -1)
 	switch {
 	case errors.Is(err, oci.ErrRange) && w.at > 0: // what is here is longer than the content
 		return f.mismatch(o, w, desc.Source)
@@ -129,7 +136,9 @@ func (f *flight) attempt(o origin, w *writer) error {
 	buf := buffers.Get().(*[chunk]byte)
 	defer buffers.Put(buf)
 	for {
+		began := time.Now()
 		n, err := rc.Read(buf[:])
+		thin := n < small && time.Since(began) > waited
 		if n > 0 {
 			watch.Reset(idle)
 			if err := f.append(w, buf[:n]); err != nil {
@@ -148,6 +157,8 @@ func (f *flight) attempt(o origin, w *writer) error {
 			return nil
 		case err != nil:
 			return f.stalled(ctx, err)
+		case thin:
+			time.Sleep(gather)
 		}
 	}
 }
@@ -198,11 +209,38 @@ func (f *flight) describeAs(desc oci.Descriptor) (first string, ok bool) {
 
 // append digests and writes b, and lets readers have it.
 func (f *flight) append(w *writer, b []byte) error {
-	if _, err := w.file.WriteAt(b, w.at); err != nil {
+	if err := w.append(b); err != nil {
 		return &diskError{err}
 	}
-	w.hash.Write(b)
-	w.at += int64(len(b))
 	f.change(func() { f.available = w.at })
+	return nil
+}
+
+// append writes and digests b, both at once: on a fast link they are the two largest costs, about the same. After an error the
+// digest is that of what was there before.
+func (w *writer) append(b []byte) error {
+	before, ok := w.hash.(encoding.BinaryAppender)
+	if ok && len(b) >= chunk/2 {
+		var err error
+		if w.state, err = before.AppendBinary(w.state[:0]); err != nil {
+			return err
+		}
+		done := make(chan struct{})
+		go func() {
+			w.hash.Write(b)
+			close(done)
+		}()
+		_, err = w.file.WriteAt(b, w.at)
+		<-done
+		if err != nil {
+			return errors.Join(err, w.hash.(encoding.BinaryUnmarshaler).UnmarshalBinary(w.state))
+		}
+	} else {
+		if _, err := w.file.WriteAt(b, w.at); err != nil {
+			return err
+		}
+		w.hash.Write(b)
+	}
+	w.at += int64(len(b))
 	return nil
 }

@@ -44,6 +44,16 @@ type flight struct {
 type origin struct {
 	ref                oci.Reference
 	authorization, via string // see oci.WithAuthorization, oci.WithVia
+	fallback           bool   // see oci.WithFallback
+}
+
+// context returns ctx as the client's request had it.
+func (o origin) context(ctx context.Context) context.Context {
+	ctx = oci.WithVia(oci.WithAuthorization(ctx, o.authorization), o.via)
+	if o.fallback {
+		ctx = oci.WithFallback(ctx)
+	}
+	return ctx
 }
 
 // A proof is the state of a digest after at bytes.
@@ -82,7 +92,7 @@ const maxOrigins = 64
 // addOrigin notes whom else to ask. It reports false if there are too many already: then the caller is better off alone. The
 // caller holds e.mu.
 func (f *flight) addOrigin(ctx context.Context, ref oci.Reference) bool {
-	o := origin{ref, oci.Authorization(ctx), oci.Via(ctx)}
+	o := origin{ref, oci.Authorization(ctx), oci.Via(ctx), oci.HasFallback(ctx)}
 	if o.authorization != "" {
 		o.ref.Tag = "" // what a tag names for this client is not for others to learn
 	}
@@ -193,6 +203,8 @@ type writer struct {
 	hash hash.Hash
 	at   int64
 	old  int64 // bytes of them that an earlier transfer left
+
+	state []byte // of the digest, before what is being written
 }
 
 // recover reads again what an interrupted transfer left, to know the digest's state after it.

@@ -1,0 +1,194 @@
+package directory
+
+import (
+	"slices"
+	"time"
+)
+
+const (
+	// A holding is announced anew every refreshEvery, spread over refreshSlots, and forgotten by its coordinators after
+	// recordTTL, so that two refreshes may be lost.
+	refreshEvery = 5 * time.Minute
+	refreshSlots = 60
+	recordTTL    = 12 * time.Minute
+
+	// flushAfter is how long changes gather before they are announced; after a change of members, up to spread more, since
+	// everybody announces then.
+	flushAfter = 50 * time.Millisecond
+	spread     = 450 * time.Millisecond
+
+	// At most flushBatches announcements leave at once, flushAfter apart: 64 datagrams of 1.2 kB fit every socket buffer.
+	flushBatches = 64
+
+	// An announcement that nobody acknowledges is sent again after resendAfter, twice that and so on, resends times; then
+	// it is left to the next refresh.
+	resendAfter = 200 * time.Millisecond
+	resends     = 3
+
+	// maxHeld bounds what one node announces: at 110 bytes each, 7 MB.
+	maxHeld = 1 << 16
+)
+
+// A holding is content that this node has.
+type holding struct{ ranking }
+
+// A batch is an announcement on its way.
+type batch struct {
+	to      ID
+	msg     message
+	resends int
+}
+
+// Hold says that this node has the content, or knows the tags, of have, and not any more those of lost.
+func (d *Directory) Hold(have, lost []Key) {
+	d.lock()
+	defer d.unlock()
+	for _, key := range lost {
+		h := d.held[key]
+		if h == nil {
+			continue
+		}
+		delete(d.held, key)
+		for _, id := range h.members() {
+			d.change(id, key, false)
+		}
+	}
+	for _, key := range have {
+		if d.held[key] != nil || len(d.held) >= maxHeld {
+			continue
+		}
+		h := &holding{d.rank(key)}
+		d.held[key] = h
+		for _, id := range h.members() {
+			d.change(id, key, true)
+		}
+	}
+	d.schedule(0)
+}
+
+// reassign finds the coordinators anew after members joined and left (in the order of their IDs). If this node has another
+// name, all of them are told.
+func (d *Directory) reassign(joined, left []ID, renamed bool) {
+	for key, h := range d.held {
+		before := h.ranking
+		if renamed || h.lacks(left) {
+			h.ranking = d.rank(key)
+		} else {
+			for _, id := range joined {
+				h.add(id, score(id, key))
+			}
+		}
+		for _, id := range h.members() {
+			if renamed || !before.contains(id) {
+				d.change(id, key, true)
+			}
+		}
+	}
+	d.schedule(spread)
+}
+
+// refresh announces one slot of the holdings again.
+func (d *Directory) refresh() {
+	for key, h := range d.held {
+		if int(key[len(key)-1])%refreshSlots != d.slot {
+			continue
+		}
+		for _, id := range h.members() {
+			d.change(id, key, true)
+		}
+	}
+	d.slot = (d.slot + 1) % refreshSlots
+	d.schedule(0)
+}
+
+// lacks reports whether one of the coordinators left.
+func (h *holding) lacks(left []ID) bool {
+	for _, id := range h.members() {
+		if _, ok := slices.BinarySearch(left, id); ok {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *Directory) change(to ID, key Key, held bool) {
+	keys := d.changes[to]
+	if keys == nil {
+		keys = make(map[Key]bool)
+		d.changes[to] = keys
+	}
+	keys[key] = held
+}
+
+// schedule has changes announced soon, at a random time within jitter.
+func (d *Directory) schedule(jitter time.Duration) {
+	if d.due || len(d.changes) == 0 {
+		return
+	}
+	d.due = true
+	wait := flushAfter
+	if jitter > 0 {
+		wait += time.Duration(d.rand.Int64N(int64(jitter)))
+	}
+	d.after(wait, d.flush)
+}
+
+// flush announces changes, as many as may leave at once.
+func (d *Directory) flush() {
+	d.due = false
+	sent := 0
+	for to, keys := range d.changes {
+		for len(keys) > 0 && sent < flushBatches {
+			m := message{kind: kindAnnounce, from: d.self.ID, number: d.number()}
+			for key, held := range keys {
+				if len(m.held)+len(m.dropped) == maxKeys {
+					break
+				}
+				if held {
+					m.held = append(m.held, key)
+				} else {
+					m.dropped = append(m.dropped, key)
+				}
+				delete(keys, key)
+			}
+			if to != d.self.ID {
+				sent++
+				d.batches[m.number] = &batch{to: to, msg: m}
+				d.resend(m.number, resendAfter)
+			}
+			d.send(to, m)
+		}
+		if len(keys) > 0 {
+			break
+		}
+		delete(d.changes, to)
+	}
+	d.schedule(0)
+}
+
+// resend sends an announcement again if it is not acknowledged after a while.
+func (d *Directory) resend(number uint32, wait time.Duration) {
+	d.after(wait, func() {
+		b := d.batches[number]
+		if b == nil {
+			return
+		}
+		if b.resends == resends || !d.other(b.to) {
+			delete(d.batches, number)
+			return
+		}
+		b.resends++
+		d.send(b.to, b.msg)
+		d.resend(number, 2*wait)
+	})
+}
+
+// number returns a number for a message that will be answered: nobody else can guess it.
+func (d *Directory) number() uint32 {
+	for {
+		n := d.rand.Uint32()
+		if n != 0 && d.batches[n] == nil && d.queries[n] == nil {
+			return n
+		}
+	}
+}

@@ -1,0 +1,243 @@
+package node
+
+import (
+	"context"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"pier/internal/directory"
+	"pier/internal/member"
+	"pier/internal/oci"
+	"pier/internal/peer"
+)
+
+// PeersInfo is what /api/v1/peers answers: the members of the cluster as this node sees them.
+type PeersInfo struct {
+	Self   PeerInfo   `json:"self"`
+	Peers  []PeerInfo `json:"peers"`  // the others, by name
+	Faults []string   `json:"faults"` // what is wrong with the peers file, a line each; those lines are skipped
+}
+
+// PeerInfo is what this node knows of one member.
+type PeerInfo struct {
+	PeerRef
+	Version string  `json:"version"` // of the program
+	Blobs   int64   `json:"blobs"`   // manifests and blobs that it holds; -1 if not known
+	RTT     float64 `json:"rtt_ms"`  // round trip, milliseconds; 0 if not measured
+	State   string  `json:"state"`   // StateUp or StateUnreachable
+}
+
+// PeerRef says which member is meant, and where it is.
+type PeerRef struct {
+	Name string `json:"name"` // host:port of its gossip, unique in the cluster
+	Host string `json:"host"` // what its machine is called
+	Door string `json:"door"` // host:port of its peer door; "" if it has none
+	Zone string `json:"zone"` // "" if it names none
+}
+
+// States of a member.
+const (
+	StateUp          = "up"
+	StateUnreachable = "unreachable" // it does not answer, and may be thought dead soon
+)
+
+// LocateInfo is what /api/v1/locate/<digest or reference> answers: which members have the content, this node included.
+type LocateInfo struct {
+	Ref     string           `json:"ref"`     // what was asked for, in full
+	Content []LocatedContent `json:"content"` // each digest once: the one asked for, then what it refers to
+}
+
+// LocatedContent says who has the content of one digest.
+type LocatedContent struct {
+	Digest    oci.Digest  `json:"digest"`
+	Kind      string      `json:"kind"`      // "manifest" or "blob", as [oci.Kind] is written
+	Size      int64       `json:"size"`      // bytes; -1 if not known
+	Holders   []PeerRef   `json:"holders"`   // have all of it
+	Receiving []Receiving `json:"receiving"` // have some of it, and get more
+	Fetching  []PeerRef   `json:"fetching"`  // get it from an upstream
+}
+
+// Receiving is how far one member is.
+type Receiving struct {
+	Peer   PeerRef `json:"peer"`
+	Offset int64   `json:"offset"` // bytes from the start that are there
+}
+
+type apiFunc = func(ctx context.Context, arg string) (any, error)
+
+// api is what the node door, and that of the metrics, answer under /api/v1/.
+func (n *Node) api() map[string]apiFunc {
+	return map[string]apiFunc{
+		"node":   func(context.Context, string) (any, error) { return n.info(), nil },
+		"peers":  n.peersInfo,
+		"locate": n.locate,
+	}
+}
+
+const (
+	askTimeout = time.Second // for all members to say what they hold
+	maxAsking  = 16          // members asked at once
+	maxLocated = 256         // digests that one answer is about
+)
+
+// peersInfo tells of the members of the cluster. Each is asked how much it holds.
+func (n *Node) peersInfo(ctx context.Context, _ string) (any, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	info := PeersInfo{Self: n.self(), Peers: []PeerInfo{}, Faults: []string{}}
+	if n.peers.group == nil {
+		return info, nil
+	}
+	info.Faults = append(info.Faults, n.peers.group.Faults()...)
+	members := n.peers.group.Members()
+	info.Peers = make([]PeerInfo, len(members))
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, maxAsking)
+	for i, m := range members {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			info.Peers[i] = n.ask(ctx, m)
+		})
+	}
+	wg.Wait()
+	return info, nil
+}
+
+func (n *Node) self() PeerInfo {
+	self := PeerInfo{PeerRef: PeerRef{Host: hostname(), Zone: n.cfg.Zone}, Version: n.version, Blobs: n.blobs(), State: StateUp}
+	if n.peers.group != nil {
+		m := n.peers.group.Self()
+		self.Name, self.Door = m.Name, m.Door()
+	}
+	return self
+}
+
+func refOf(m member.Member) PeerRef {
+	return PeerRef{Name: m.Name, Host: m.Host, Door: m.Door(), Zone: m.Zone}
+}
+
+// ask asks a member how much it holds.
+func (n *Node) ask(ctx context.Context, m member.Member) PeerInfo {
+	info := PeerInfo{PeerRef: refOf(m), Version: m.Version, Blobs: -1, State: StateUp}
+	if rtt, ok := n.peers.directory.RoundTrip(directory.IDOf(m.Name)); ok {
+		info.RTT = float64(rtt) / float64(time.Millisecond)
+	}
+	if m.Peer == 0 {
+		return info
+	}
+	blobs, err := n.peers.source.Blobs(ctx, peer.Peer{Name: m.Name, Door: m.Door(), TLS: m.TLS, Zone: m.Zone})
+	if err != nil {
+		n.log.DebugContext(ctx, "peer does not say what it holds", "peer", m.Name, "err", err)
+		info.State = StateUnreachable
+		return info
+	}
+	info.Blobs = blobs
+	return info
+}
+
+// locate tells who has content: what arg, a digest or a reference, names, and what that refers to as far as it can be read
+// here. It fetches nothing from a registry but what a tag names.
+func (n *Node) locate(ctx context.Context, arg string) (any, error) {
+	ref := oci.Reference{Kind: oci.Blob}
+	var err error
+	if ref.Digest, err = oci.ParseDigest(arg); err != nil {
+		if ref, err = oci.ParseReference(arg, n.cfg.DefaultRegistry); err != nil {
+			return nil, err
+		}
+	}
+	info := LocateInfo{Ref: arg}
+	if ref.Repository != "" {
+		info.Ref = ref.String()
+	}
+	if ref.Digest == "" {
+		desc, err := n.full.Resolve(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		ref.Digest = desc.Digest
+	}
+	seen := make(map[oci.Digest]bool)
+	for todo := []oci.Reference{ref}; len(todo) > 0 && len(seen) < maxLocated; todo = todo[1:] {
+		if seen[todo[0].Digest] {
+			continue
+		}
+		seen[todo[0].Digest] = true
+		content, err := n.located(ctx, todo[0])
+		if err != nil {
+			return nil, err
+		}
+		info.Content = append(info.Content, content)
+		todo = append(todo, n.references(ctx, todo[0])...)
+	}
+	return info, nil
+}
+
+// located tells who has the content of one digest.
+func (n *Node) located(ctx context.Context, ref oci.Reference) (LocatedContent, error) {
+	c := LocatedContent{Digest: ref.Digest, Kind: ref.Kind.String(), Size: -1, Holders: []PeerRef{}, Receiving: []Receiving{}, Fetching: []PeerRef{}}
+	if desc, err := n.local.Resolve(ctx, ref); err == nil {
+		c.Size = desc.Size
+		if desc.Missing == 0 {
+			c.Holders = append(c.Holders, n.self().PeerRef)
+		} else {
+			c.Receiving = append(c.Receiving, Receiving{n.self().PeerRef, desc.Size - desc.Missing})
+		}
+	} else if desc, err := n.engine.InFlight().Resolve(ctx, ref); err == nil {
+		c.Size = desc.Size
+		c.Receiving = append(c.Receiving, Receiving{n.self().PeerRef, desc.Size - desc.Missing})
+	}
+	a, err := n.peers.directory.Lookup(ctx, directory.Want{Key: directory.KeyOf(ref)})
+	if err != nil {
+		return c, err
+	}
+	for _, s := range a.Sources {
+		switch m, ok := n.member(s.ID); {
+		case !ok:
+		case s.Whole():
+			c.Holders = append(c.Holders, refOf(m))
+		default:
+			c.Receiving = append(c.Receiving, Receiving{refOf(m), s.Offset})
+		}
+	}
+	if m, ok := n.member(a.Fetcher); ok {
+		c.Fetching = append(c.Fetching, refOf(m))
+	}
+	return c, nil
+}
+
+// references returns what a manifest refers to, if it is one and can be read here: its blobs, and of an index the manifests that
+// are here, since nobody holds those of all platforms.
+func (n *Node) references(ctx context.Context, ref oci.Reference) (list []oci.Reference) {
+	ref.Kind = oci.Manifest
+	rc, desc, err := n.local.Open(ctx, ref, 0, -1)
+	if err != nil {
+		return nil
+	}
+	defer rc.Close()
+	if !slices.Contains(oci.ManifestMediaTypes, desc.MediaType) || desc.Size > oci.MaxManifest {
+		return nil
+	}
+	body, err := io.ReadAll(io.LimitReader(rc, oci.MaxManifest))
+	if err != nil {
+		return nil
+	}
+	info, err := oci.ParseManifest(body)
+	if err != nil {
+		return nil
+	}
+	for _, m := range info.Manifests {
+		ref.Digest = m.Digest
+		if _, err := n.local.Resolve(ctx, ref); err == nil {
+			list = append(list, ref)
+		}
+	}
+	ref.Kind = oci.Blob
+	for _, b := range info.Blobs {
+		ref.Digest = b.Digest
+		list = append(list, ref)
+	}
+	return list
+}

@@ -1,0 +1,39 @@
+package peer
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"pier/internal/directory"
+)
+
+// cancelling is a reader whose request ends with it.
+type cancelling struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+}
+
+func (c *cancelling) Close() error {
+	c.cancel()
+	return c.ReadCloser.Close()
+}
+
+// counted returns the body of a reply, whose bytes are put down to the neighbour that supplies them.
+func (s *Source) counted(r *reply, key directory.Key) io.ReadCloser {
+	s.trust.supplies(r.ID, key)
+	return &counting{r.body, s.meter.set.GetOrCreateCounter(fmt.Sprintf("pier_peer_received_bytes_total{peer=%q}", r.Name))}
+}
+
+type counting struct {
+	io.ReadCloser
+	bytes *metrics.Counter
+}
+
+func (c *counting) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.bytes.Add(n)
+	return n, err
+}

@@ -1,0 +1,190 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"math/bits"
+	"slices"
+	"time"
+
+	"pier/internal/directory"
+	"pier/internal/oci"
+)
+
+// hedge is how long one neighbour is waited for alone before the next is asked, too.
+const hedge = 200 * time.Millisecond
+
+// candidates returns the neighbours among sources that may be asked for key, best first: the order of the directory spreads
+// the load, and so it stays, but that of two who have all of the content the nearer comes first, by zone and then by
+// round trip, and that those in trouble come last.
+func (s *Source) candidates(key directory.Key, sources []directory.Source, avoid []directory.ID) []candidate {
+	var list []candidate
+	for _, src := range sources {
+		p, ok := s.c.Find(src.ID)
+		if !ok || p.Door == "" || p.TLS != (s.c.TLS != nil) || slices.Contains(avoid, src.ID) || s.trust.quarantined(src.ID, key) {
+			continue
+		}
+		list = append(list, candidate{p, src})
+	}
+	whole := 0
+	for whole < len(list) && list[whole].Whole() {
+		whole++
+	}
+	slices.SortStableFunc(list[:whole], func(a, b candidate) int { return s.distance(a) - s.distance(b) })
+	slices.SortStableFunc(list, func(a, b candidate) int { return number(s.trust.troubled(a.ID)) - number(s.trust.troubled(b.ID)) })
+	return list
+}
+
+// fit leaves out who is in trouble: who failed once is asked whether it is there at all, who failed again is not.
+func (s *Source) fit(ctx context.Context, list []candidate) []candidate {
+	return slices.DeleteFunc(list, func(c candidate) bool {
+		switch {
+		case !s.trust.troubled(c.ID):
+			return false
+		case s.trust.again(c.ID):
+			return true
+		case s.c.Directory.Alive(ctx, c.ID):
+			return false
+		}
+		s.trust.failed(c.ID)
+		return true
+	})
+}
+
+// distance is a measure of how far a neighbour is. Round trips within a factor of two are the same: what is measured on a LAN
+// is mostly noise, and not everybody should turn to the same node.
+func (s *Source) distance(c candidate) int {
+	const farthest = 63
+	d := farthest
+	if rtt, ok := s.c.Directory.RoundTrip(c.ID); ok {
+		d = bits.Len64(uint64(rtt / (500 * time.Microsecond)))
+	}
+	return d + (farthest+1)*number(c.Zone != s.c.Zone)
+}
+
+func number(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// An outcome is what came of asking several neighbours.
+type outcome struct {
+	reply  *reply
+	failed []directory.ID // did not deliver what they should have
+	busy   bool           // one has no slot free
+}
+
+// openAny opens ref at the first of several neighbours that answers, asked one after the other, a hedge apart. It ends
+// within the budget. What the reply reads ends with ctx.
+func (s *Source) openAny(ctx context.Context, list []candidate, ref oci.Reference, offset, length, size int64) (out outcome) {
+	type result struct {
+		*reply
+		err error
+		c   candidate
+	}
+	results := make(chan result, len(list))
+	cancels := make(map[directory.ID]context.CancelFunc)
+	waiting := 0
+	launch := func() {
+		if len(list) == 0 {
+			return
+		}
+		c := list[0]
+		list = list[1:]
+		waiting++
+		cctx, cancel := context.WithCancel(ctx)
+		cancels[c.ID] = cancel
+		go func() {
+			r, err := s.open(cctx, c, ref, offset, length)
+			if err == nil {
+				r.body = &cancelling{r.body, cancel}
+			} else {
+				cancel()
+			}
+			results <- result{r, err, c}
+		}()
+	}
+	end := time.NewTimer(budget)
+	defer end.Stop()
+	next := time.NewTicker(hedge)
+	defer next.Stop()
+	for launch(); waiting > 0 && out.reply == nil; {
+		select {
+		case r := <-results:
+			waiting--
+			delete(cancels, r.c.ID)
+			if err := s.judge(r.c, r.reply, r.err, offset, size, &out); err == nil {
+				out.reply = r.reply
+				continue
+			}
+			launch()
+		case <-next.C:
+			launch()
+		case <-end.C:
+			for id := range cancels {
+				out.failed = append(out.failed, id)
+				s.leave(id, leftHung)
+			}
+			list = nil
+			waiting = s.abandon(cancels, waiting, func() *reply { return (<-results).reply })
+		case <-ctx.Done():
+			waiting = s.abandon(cancels, waiting, func() *reply { return (<-results).reply })
+		}
+	}
+	s.abandon(cancels, waiting, func() *reply { return (<-results).reply })
+	return out
+}
+
+// abandon ends the requests that are still waited for, and lets go of those that come too late.
+func (s *Source) abandon(cancels map[directory.ID]context.CancelFunc, waiting int, receive func() *reply) (left int) {
+	for _, cancel := range cancels {
+		cancel()
+	}
+	go func() {
+		for range waiting {
+			if r := receive(); r != nil {
+				r.body.Close()
+			}
+		}
+	}()
+	return 0
+}
+
+var errUnfit = errors.New("of another size")
+
+// judge notes what an answer, or none, says of a neighbour.
+func (s *Source) judge(c candidate, r *reply, err error, offset, size int64, out *outcome) error {
+	switch {
+	case err == nil && size >= 0 && r.desc.Size != size:
+		r.body.Close()
+		s.leave(c.ID, leftWrong)
+		out.failed = append(out.failed, c.ID)
+		return errUnfit
+	case err == nil:
+		s.trust.works(c.ID)
+	case errors.Is(err, errBusy):
+		out.busy = true
+		s.leave(c.ID, leftBusy)
+	case errors.Is(err, errMiss):
+		if c.Whole() || c.Offset > offset { // else: not yet
+			out.failed = append(out.failed, c.ID)
+			s.leave(c.ID, leftEmpty)
+		}
+	case errors.Is(err, context.Canceled):
+	default:
+		s.c.Log.Debug("neighbour cannot be asked", "peer", c.Name, "err", err)
+		out.failed = append(out.failed, c.ID)
+		s.leave(c.ID, leftGone)
+	}
+	return err
+}
+
+// leave counts why a neighbour was left.
+func (s *Source) leave(id directory.ID, reason string) {
+	s.meter.left[reason].Inc()
+	if reason == leftGone || reason == leftHung {
+		s.trust.failed(id)
+	}
+}

@@ -1,0 +1,369 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"pier/internal/directory"
+	"pier/internal/oci"
+)
+
+const (
+	// What nobody gives yet, though somebody fetches it, is asked for again after firstPause, and then less and less often.
+	firstPause = 20 * time.Millisecond
+	maxPause   = 250 * time.Millisecond
+
+	// maxWait is how long a transfer without a byte of its own waits for another's before it goes to the registry by itself:
+	// longer than two leases can last without progress.
+	maxWait = 15 * time.Second
+
+	// lingerFor is how long a finished transfer is still told of as one: until its content is known to be held here.
+	lingerFor = 5 * time.Second
+
+	// For settle a transfer that has nothing yet waits for the neighbour it was sent to: that one begins at this moment, too,
+	// and everybody turning to who is first would have to share its uplink.
+	settle = 400 * time.Millisecond
+
+	// busyWait is how long a free slot is waited for before the registry is asked instead: longer than for anything else, since
+	// the content is there.
+	busyWait = 5 * time.Second
+
+	reportEvery = 100 * time.Millisecond // at most so often does a reader tell how far it is
+)
+
+// A relay reads content from neighbours and the registry, in whatever order gets it there.
+type relay struct {
+	s      *Source
+	ctx    context.Context // of the transfer this reader belongs to
+	cancel context.CancelFunc
+	ref    oci.Reference
+	key    directory.Key
+	scope  directory.Scope
+
+	at, end int64 // next byte to give, and where to stop; negative: at the end
+	length  int64 // asked for
+	desc    oci.Descriptor
+	track   *directory.Track
+	told    time.Time // when track was told last
+
+	stream  io.ReadCloser  // what is read now
+	from    candidate      // whose it is; none if it is the registry's
+	fetches bool           // stream is the registry's
+	tailed  bool           // bytes came from a neighbour
+	busy    bool           // a neighbour that has the content has no slot free
+	failed  []directory.ID // did not deliver: the directory is told
+	avoided []directory.ID // others are better
+	watch   *watch
+
+	mu   sync.Mutex   // guards lost
+	lost directory.ID // who fetches the same and has more
+}
+
+// relay opens ref at a neighbour, or at the registry.
+func (s *Source) relay(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+	r := &relay{
+		s: s, ref: ref, key: directory.KeyOf(ref), scope: directory.ScopeOf(ref),
+		at: offset, end: -1, length: length, desc: oci.Descriptor{Size: -1},
+	}
+	r.ctx, r.cancel = context.WithCancel(ctx)
+	if offset == 0 {
+		s.trust.forget(r.key)
+	}
+	if err := r.next(); err != nil {
+		r.finish(false)
+		return nil, r.desc, err
+	}
+	return r, r.desc, nil
+}
+
+// next opens the best source at the offset reached. If the registry does not give the content, neighbours that had been
+// given up are asked once more.
+func (r *relay) next() error {
+	err := r.find()
+	if err == nil || r.ctx.Err() != nil || errors.Is(err, errLeft) {
+		return err
+	}
+	r.failed, r.avoided = nil, nil
+	a, lerr := r.ask(false)
+	if lerr != nil {
+		return errors.Join(err, lerr)
+	}
+	if ok, jerr := r.join(r.s.candidates(r.key, a.Sources, nil)); ok || jerr != nil {
+		return jerr
+	}
+	return err
+}
+
+func (r *relay) find() error {
+	begun := time.Now()
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		a, err := r.ask(true)
+		if err != nil {
+			return err
+		}
+		list := r.s.candidates(r.key, a.Sources, slices.Concat(r.failed, r.avoided))
+		if r.s.c.Upstream != nil { // else trouble is better than nothing
+			list = r.s.fit(r.ctx, list)
+		}
+		waited := time.Since(begun)
+		if len(list) > 0 && !list[0].Whole() && waited < settle {
+			list = list[:1]
+		}
+		ok, err := r.join(list)
+		if ok || err != nil {
+			return err
+		}
+		switch {
+		case r.busy && waited < busyWait:
+		case a.Granted, a.Alone, r.length >= 0, waited > maxWait:
+			return r.fetch()
+		case r.s.c.Upstream == nil && a.Fetcher == 0 && len(list) == 0:
+			return fmt.Errorf("%s: %w", r.ref, errAirGapped)
+		}
+		select {
+		case <-time.After(pause):
+		case <-r.ctx.Done():
+			return r.ctx.Err()
+		}
+	}
+}
+
+// ask asks the directory. From then on this node counts among those who receive the content, if it is to receive it to the
+// end: parts are offered to nobody.
+func (r *relay) ask(fetch bool) (directory.Answer, error) {
+	joins := r.length < 0
+	a, err := r.s.c.Directory.Lookup(r.ctx, directory.Want{
+		Key: r.key, Scope: r.scope, Offset: r.at, Join: joins, Fetch: joins && fetch && r.s.c.Upstream != nil, Failed: r.failed,
+	})
+	if err == nil && joins && r.track == nil {
+		r.track = r.s.c.Directory.Track(r.key, r.scope, r.lose)
+		r.track.Report(r.at, false)
+	}
+	return a, err
+}
+
+// join opens one of the candidates, or several. It reports false if none of them gives anything now.
+func (r *relay) join(list []candidate) (bool, error) {
+	if len(list) == 0 {
+		return false, nil
+	}
+	out := r.s.openAny(r.ctx, list, r.ref, r.at, r.rest(), r.desc.Size)
+	r.fail(out.failed...)
+	r.busy = out.busy
+	if out.reply == nil {
+		return false, r.ctx.Err()
+	}
+	reply := out.reply
+	if err := r.describe(reply.desc); err != nil {
+		reply.body.Close()
+		return false, err
+	}
+	r.from, r.fetches = reply.candidate, false
+	if r.stream = r.stripe(reply, list); r.stream == nil {
+		r.stream = r.s.counted(reply, r.key)
+		r.watch = r.newWatch(reply)
+	}
+	r.tell(true)
+	return true, nil
+}
+
+// rest is the length that is still to be asked for; negative: to the end.
+func (r *relay) rest() int64 {
+	switch {
+	case r.length < 0:
+		return -1
+	case r.end < 0:
+		return r.length
+	}
+	return r.end - r.at
+}
+
+// describe notes what a source says of the content, the first time, and compares the next.
+func (r *relay) describe(desc oci.Descriptor) error {
+	if r.desc.Size >= 0 {
+		if desc.Size != r.desc.Size {
+			return fmt.Errorf("%s: %d bytes, were %d: %w", r.ref, desc.Size, r.desc.Size, oci.ErrDigestMismatch)
+		}
+		return nil
+	}
+	r.desc = desc
+	r.end = desc.Size
+	if r.length >= 0 && desc.Size >= 0 {
+		r.end = min(r.at+r.length, desc.Size)
+	}
+	return nil
+}
+
+// fetch opens the registry at the offset reached, or leaves that to the runtime.
+func (r *relay) fetch() error {
+	if r.s.c.Runtime && !r.s.c.Knows(r.ref.Registry) && r.leave() {
+		return errLeft
+	}
+	if r.s.c.Upstream != nil {
+		r.s.meter.fetched.Inc()
+	}
+	if r.tailed || r.desc.Size >= 0 {
+		r.s.meter.tookOver.Inc()
+		r.s.c.Log.Info("going on from the registry: no neighbour does", "ref", r.ref.String(), "offset", r.at)
+	}
+	r.report(true)
+	stream, desc, err := r.s.fetch(r.ctx, r.ref, r.at, r.rest())
+	if err != nil {
+		refused := errors.Is(err, oci.ErrUnauthorized) || errors.Is(err, oci.ErrDenied)
+		if refused && r.s.c.Runtime && r.leave() {
+			return errLeft
+		}
+		r.finish(r.ctx.Err() == nil)
+		return err
+	}
+	if err := r.describe(desc); err != nil {
+		stream.Close()
+		return err
+	}
+	r.stream, r.from, r.fetches, r.watch = stream, candidate{}, true, nil
+	return nil
+}
+
+// Read implements io.Reader.
+func (r *relay) Read(p []byte) (int, error) {
+	for {
+		if r.end >= 0 && r.at >= r.end {
+			return 0, io.EOF
+		}
+		if r.end >= 0 && int64(len(p)) > r.end-r.at {
+			p = p[:r.end-r.at]
+		}
+		r.watch.begin()
+		n, err := r.stream.Read(p)
+		r.watch.end(n)
+		r.at += int64(n)
+		r.tailed = r.tailed || n > 0 && !r.fetches
+		r.tell(false)
+		if n > 0 && r.loser() == 0 {
+			return n, nil // an error comes again, or is not one: all bytes are there
+		}
+		if r.end < 0 && err == io.EOF {
+			return n, err
+		}
+		if err := r.move(err); err != nil || n > 0 {
+			return n, err
+		}
+	}
+}
+
+// move leaves a source that broke, hangs or is slow, or the registry where another node is ahead, and opens the next.
+func (r *relay) move(err error) error {
+	lost := r.loser()
+	if r.fetches && lost == 0 {
+		if err == io.EOF {
+			err = fmt.Errorf("%s: %d of %d bytes: %w: %w", r.ref, r.at, r.end, io.ErrUnexpectedEOF, oci.ErrUnavailable)
+		}
+		return err // who reads this asks again
+	}
+	if r.ctx.Err() != nil {
+		return r.ctx.Err()
+	}
+	reason := leftGone
+	if r.watch != nil {
+		if why := r.watch.stop(); why != "" {
+			reason = why
+		}
+	}
+	r.stream.Close()
+	if r.fetches {
+		r.mu.Lock()
+		r.lost = 0
+		r.mu.Unlock()
+		r.s.c.Log.Info("another node fetches the same and has more: going on from there", "ref", r.ref.String(), "offset", r.at)
+		r.report(false)
+	} else {
+		if reason == leftSlow {
+			r.avoided = append(r.avoided, r.from.ID)
+		} else {
+			r.fail(r.from.ID)
+		}
+		r.s.leave(r.from.ID, reason)
+		r.s.c.Log.Info("neighbour left", "reason", reason, "peer", r.from.Name, "ref", r.ref.String(), "offset", r.at, "err", err)
+	}
+	return r.next()
+}
+
+// fail notes neighbours that did not deliver.
+func (r *relay) fail(ids ...directory.ID) {
+	for _, id := range ids {
+		if !slices.Contains(r.failed, id) {
+			r.failed = append(r.failed, id)
+		}
+	}
+}
+
+// lose notes that another node fetches the same and has more of it. It is called by the directory.
+func (r *relay) lose(fetcher directory.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lost = fetcher
+}
+
+// loser returns who has more of what this node fetches, if that is somebody who can be read.
+func (r *relay) loser() directory.ID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.fetches || slices.Contains(r.failed, r.lost) {
+		return 0
+	}
+	return r.lost
+}
+
+// tell reports how far the transfer is, now and then.
+func (r *relay) tell(now bool) {
+	if r.track == nil || !now && time.Since(r.told) < reportEvery {
+		return
+	}
+	r.report(r.fetches)
+}
+
+func (r *relay) report(fetches bool) {
+	if r.track == nil {
+		return
+	}
+	r.told = time.Now()
+	r.track.Report(r.at, fetches)
+}
+
+// finish ends the reporting. Refused says that the registry did not supply the content.
+func (r *relay) finish(refused bool) {
+	r.cancel()
+	if r.track == nil {
+		return
+	}
+	track := r.track
+	r.track = nil
+	if refused || r.end < 0 || r.at < r.end {
+		track.End(refused)
+		return
+	}
+	track.Report(r.at, false)
+	time.AfterFunc(lingerFor, func() { track.End(false) })
+}
+
+// Close implements io.Closer.
+func (r *relay) Close() error {
+	if r.stream == nil {
+		return nil
+	}
+	if r.watch != nil {
+		r.watch.stop()
+	}
+	err := r.stream.Close()
+	r.stream = nil
+	r.finish(false)
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,134 @@
+package peer
+
+import (
+	"sync"
+	"time"
+
+	"pier/internal/directory"
+)
+
+const (
+	quarantineFor = 10 * time.Minute // until wrong content of a neighbour is asked for again
+	troubleFor    = 5 * time.Second  // until a neighbour that could not be reached is asked first again; doubles up to
+	maxTrouble    = time.Minute
+
+	maxTrusted = 4096 // entries of each table; over it, any goes
+)
+
+// trust is what this node found out about its neighbours. All of it is forgotten in time.
+type trust struct {
+	*sync.Mutex // guards all below
+	bad         map[copyOf]time.Time
+	trouble     map[directory.ID]trouble
+	supplied    map[directory.Key][]directory.ID
+	best        int // bytes a second, see pace
+}
+
+type copyOf struct {
+	id  directory.ID
+	key directory.Key
+}
+
+type trouble struct {
+	until time.Time
+	wait  time.Duration
+}
+
+func newTrust() trust {
+	return trust{
+		Mutex: new(sync.Mutex), bad: make(map[copyOf]time.Time), trouble: make(map[directory.ID]trouble),
+		supplied: make(map[directory.Key][]directory.ID),
+	}
+}
+
+// put keeps a table within its bound.
+func put[K comparable, V any](m map[K]V, key K, value V) {
+	if _, ok := m[key]; !ok && len(m) >= maxTrusted {
+		for victim := range m {
+			delete(m, victim)
+			break
+		}
+	}
+	m[key] = value
+}
+
+// quarantine notes that a neighbour's copy was wrong.
+func (t *trust) quarantine(id directory.ID, key directory.Key) {
+	t.Lock()
+	defer t.Unlock()
+	put(t.bad, copyOf{id, key}, time.Now().Add(quarantineFor))
+}
+
+func (t *trust) quarantined(id directory.ID, key directory.Key) bool {
+	t.Lock()
+	defer t.Unlock()
+	until, ok := t.bad[copyOf{id, key}]
+	if ok && time.Now().After(until) {
+		delete(t.bad, copyOf{id, key})
+		return false
+	}
+	return ok
+}
+
+// failed notes that a neighbour could not be reached, or hung.
+func (t *trust) failed(id directory.ID) {
+	t.Lock()
+	defer t.Unlock()
+	wait := min(max(2*t.trouble[id].wait, troubleFor), maxTrouble)
+	put(t.trouble, id, trouble{time.Now().Add(wait), wait})
+}
+
+// works notes that a neighbour delivered.
+func (t *trust) works(id directory.ID) {
+	t.Lock()
+	defer t.Unlock()
+	delete(t.trouble, id)
+}
+
+// again reports whether a neighbour failed more than once in a row.
+func (t *trust) again(id directory.ID) bool {
+	t.Lock()
+	defer t.Unlock()
+	return t.trouble[id].wait > troubleFor
+}
+
+func (t *trust) troubled(id directory.ID) bool {
+	t.Lock()
+	defer t.Unlock()
+	return time.Now().Before(t.trouble[id].until)
+}
+
+// supplies notes that a neighbour supplied bytes of content.
+func (t *trust) supplies(id directory.ID, key directory.Key) {
+	t.Lock()
+	defer t.Unlock()
+	for _, known := range t.supplied[key] {
+		if known == id {
+			return
+		}
+	}
+	put(t.supplied, key, append(t.supplied[key], id))
+}
+
+// suppliers returns who supplied bytes of content since forget.
+func (t *trust) suppliers(key directory.Key) []directory.ID {
+	t.Lock()
+	defer t.Unlock()
+	return t.supplied[key]
+}
+
+// pace takes how fast a neighbour was over a second, and returns how fast the best of late was, in bytes a second: an eighth of
+// it is forgotten each time.
+func (t *trust) pace(measured int) (best int) {
+	t.Lock()
+	defer t.Unlock()
+	t.best = max(measured, t.best-t.best/8)
+	return t.best
+}
+
+// forget forgets who supplied content: it is asked for from the start.
+func (t *trust) forget(key directory.Key) {
+	t.Lock()
+	defer t.Unlock()
+	delete(t.supplied, key)
+}

@@ -1,0 +1,174 @@
+package peer
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+
+	"pier/internal/directory"
+)
+
+const (
+	// A neighbour hangs when a read of it brings nothing for hung. Together with finding the next one this stays within the
+	// second that a neighbour may cost.
+	hung = 600 * time.Millisecond
+
+	lookEvery = 200 * time.Millisecond
+
+	// A neighbour is slow when it gives less than an eighth of what the best of late gave, over paceOver of reading, and others
+	// have more of the content; below floor, it is so for whatever else there is.
+	paceOver = time.Second
+	slowPart = 8
+	floor    = 64 << 10 // bytes a second
+
+	// ahead is how much more another must have to be worth a change, in bytes.
+	ahead = 1 << 20
+
+	// provingRate is what a neighbour is given time for that has yet to prove the content it was found with before it gives a
+	// byte of it: bytes a second, of a slow disk.
+	provingRate = 40 << 20
+)
+
+// A watch looks after one stream of a neighbour while it is read. Only the time for which the reader waits counts: a slow
+// client is no fault of the neighbour.
+type watch struct {
+	r     *relay
+	from  directory.ID
+	body  io.Closer     // ends the stream
+	whole bool          // the neighbour has all of the content
+	grace time.Duration // more time for the first byte
+
+	mu      sync.Mutex // guards all below
+	timer   *time.Timer
+	at      int64         // offset of the next byte
+	since   time.Time     // when the read under way began; zero: none is
+	waited  time.Duration // in reads, since the pace was last judged
+	moved   int           // bytes in that time
+	given   bool          // a byte came
+	reason  string        // why the stream was ended; "": it was not
+	stopped bool
+}
+
+func (r *relay) newWatch(reply *reply) *watch {
+	w := &watch{r: r, from: reply.ID, body: reply.body, whole: reply.Whole(), at: r.at}
+	if w.whole && reply.missing > 0 { // it has it, and proves it first
+		w.grace = time.Second + time.Duration(reply.desc.Size/provingRate)*time.Second
+	}
+	w.timer = time.AfterFunc(lookEvery, w.look)
+	return w
+}
+
+// begin says that a read begins.
+func (w *watch) begin() {
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.since = time.Now()
+}
+
+// end says that a read brought n bytes.
+func (w *watch) end(n int) {
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waited += time.Since(w.since)
+	w.moved += n
+	w.at += int64(n)
+	w.given = w.given || n > 0
+	w.since = time.Time{}
+}
+
+// stop ends the watching, and returns why the watch ended the stream.
+func (w *watch) stop() (reason string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stopped = true
+	w.timer.Stop()
+	return w.reason
+}
+
+// look judges the stream.
+func (w *watch) look() {
+	reason := w.judge()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.stopped:
+	case reason == "":
+		w.timer.Reset(lookEvery)
+	default:
+		w.reason = reason
+		w.interrupt()
+	}
+}
+
+// judge returns why the stream should be ended, or "".
+func (w *watch) judge() (reason string) {
+	w.mu.Lock()
+	var idle time.Duration
+	if !w.since.IsZero() {
+		idle = time.Since(w.since)
+	}
+	limit := hung
+	if !w.given {
+		limit += w.grace
+	}
+	at, given, moved, waited := w.at, w.given, w.moved, w.waited+idle
+	full := waited > paceOver
+	if full {
+		w.waited, w.moved = -idle, 0 // of the read under way, what follows counts
+	}
+	w.mu.Unlock()
+	switch {
+	case idle > limit && w.whole:
+		return leftHung
+	case idle > limit:
+		return w.stuck(at)
+	case !full || !given:
+		return ""
+	}
+	pace := int(float64(moved) / waited.Seconds())
+	best := w.r.s.trust.pace(pace)
+	if w.whole && pace < floor || pace < best/slowPart && w.better(at, false) {
+		return leftSlow
+	}
+	return ""
+}
+
+// stuck says what to do about a neighbour that is receiving the content itself and gives nothing more: it may be gone, or
+// wait for the registry as everybody does.
+func (w *watch) stuck(at int64) string {
+	ctx, cancel := context.WithTimeout(w.r.ctx, budget)
+	defer cancel()
+	if !w.r.s.c.Directory.Alive(ctx, w.from) || w.better(at, true) {
+		return leftHung
+	}
+	return ""
+}
+
+// better reports whether another node has more of the content, or this one is to fetch it.
+func (w *watch) better(at int64, fetch bool) bool {
+	ctx, cancel := context.WithTimeout(w.r.ctx, budget)
+	defer cancel()
+	s, joins := w.r.s, w.r.length < 0
+	a, err := s.c.Directory.Lookup(ctx, directory.Want{
+		Key: w.r.key, Scope: w.r.scope, Offset: at, Join: joins, Fetch: fetch && joins && s.c.Upstream != nil,
+	})
+	if err != nil {
+		return false
+	}
+	for _, c := range s.candidates(w.r.key, a.Sources, nil) {
+		if c.ID != w.from && (c.Whole() || c.Offset > at+ahead) {
+			return true
+		}
+	}
+	return a.Granted || a.Fetcher == w.from && a.Reached > at+ahead
+}
+
+// interrupt ends the read under way.
+func (w *watch) interrupt() { w.body.Close() }
