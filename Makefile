@@ -4,10 +4,10 @@ TOOLS    := $(or $(PIER_TOOLS),$(HOME)/.cache/pier/tools)
 VERSION  ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
 FUZZTIME ?= 30s
 
-.PHONY: help build run check format vet lint unit test race e2e bench fuzz clean
+.PHONY: help build run check format vet lint unit test race e2e bench bench-peers bench-rollout fuzz clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z].*:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z].*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/pier, static and stripped
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/pier ./cmd/pier
@@ -44,9 +44,16 @@ e2e:
 	e2e/tools.sh e2e
 	go test -tags e2e -count=1 -parallel 4 -timeout 15m ./e2e/... ./internal/...
 
-bench: ## measure against a bare server, nginx and other caches, and print one table
+bench: ## measure one node against a bare server, nginx and other caches
 	e2e/tools.sh bench
 	go run ./bench
+
+bench-peers: ## measure transfers between nodes, and what nodes that share cost
+	e2e/tools.sh bench
+	go run ./bench peers
+
+bench-rollout: ## measure a roll-out to ten nodes behind a narrow link (root)
+	go run ./bench rollout
 
 fuzz: ## run every fuzz target for FUZZTIME (default 30s)
 	@grep -rHoE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | while IFS=: read -r file target; do \

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A client that discards in the kernel must still count: content that is cut is an error, and what follows on the same
@@ -85,6 +86,41 @@ func TestReport(t *testing.T) {
 	if n := r.missed(); n != 1 || strings.Count(b.String(), "MISSED\n") != 1 || strings.Count(b.String(), "ok\n") != 1 {
 		t.Errorf("%d missed, of\n%s", n, b.String())
 	}
+}
+
+// Each command has its own part of the document: it replaces that, keeps those of the others, and drops what nobody writes.
+func TestDocument(t *testing.T) {
+	all := []suite{{title: "One"}, {title: "Two"}, {title: "Three"}}
+	doc := splice("# Old\n\ntext\n", "Two", "## Two\n\nsecond\n", all)
+	doc = splice(doc, "One", "## One\n\n### Table\n\nfirst\n", all)
+	if want := preface + "\n## One\n\n### Table\n\nfirst\n\n## Two\n\nsecond\n"; doc != want {
+		t.Errorf("two parts:\n%s", doc)
+	}
+	doc = splice(doc+"\n## Gone\n\ntext\n", "Two", "## Two\n\nagain\n", all)
+	if want := preface + "\n## One\n\n### Table\n\nfirst\n\n## Two\n\nagain\n"; doc != want {
+		t.Errorf("a part again:\n%s", doc)
+	}
+}
+
+func TestRolloutBounds(t *testing.T) {
+	// The image takes 10 s through the WAN, 4 s through the LAN.
+	r := rollout{set: rolloutSettings{nodes: 10, wan: 200, lan: 500, spread: 9 * time.Second},
+		image: image{size: 250 * segment / frame}} // about 250 bytes on the link
+	near := func(what string, got, want time.Duration) {
+		t.Helper()
+		if got < want*98/100 || got > want*102/100 {
+			t.Errorf("%s: %s, want about %s", what, got, want)
+		}
+	}
+	near("all at once", r.bound(), 10*time.Second)
+	starts := r.starts(true)
+	near("the first by itself", r.own(starts[0]), 10*time.Second)
+	near("one in between", r.own(starts[3]), 7*time.Second)
+	near("the last", r.own(starts[9]), 4*time.Second)
+	r.set.wan, r.set.lan = 1000, 200
+	near("a fast WAN", r.bound(), 10*time.Second)
+	r.set.nodes, r.set.wan, r.set.lan = 1, 200, 1000
+	near("one node", r.bound(), 10*time.Second)
 }
 
 func TestInTurn(t *testing.T) {

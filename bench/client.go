@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -23,17 +24,18 @@ const accept = "application/vnd.docker.distribution.manifest.v2+json, applicatio
 // A server is something an image can be pulled from.
 type server struct {
 	addr  string
-	query string // after every path: "", or which upstream is meant
+	query string      // after every path: "", or which upstream is meant
+	tls   *tls.Config // nil: no TLS
 }
 
 // A conn is one kept-alive connection to a server. It costs as little as can be, so that the server is what is measured: the
-// kernel throws bodies away without copying them (tcp(7), MSG_TRUNC).
+// kernel throws bodies away without copying them (tcp(7), MSG_TRUNC). With TLS they are decrypted and thrown away.
 type conn struct {
 	server
-	*net.TCPConn
+	net.Conn
 	in   *bufio.Reader
-	raw  syscall.RawConn
-	stop func() bool // lets go of the context
+	raw  syscall.RawConn // of the TCP connection; nil with TLS
+	stop func() bool     // lets go of the context
 }
 
 // drained is how much is thrown away at once, in bytes.
@@ -56,13 +58,22 @@ func dial(ctx context.Context, s server) (*conn, error) {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { tcp.Close() })
-	return &conn{server: s, TCPConn: tcp, in: bufio.NewReader(tcp), raw: raw, stop: stop}, nil
+	if s.tls == nil {
+		return &conn{server: s, Conn: tcp, in: bufio.NewReader(tcp), raw: raw, stop: stop}, nil
+	}
+	secure := tls.Client(tcp, s.tls)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		stop()
+		tcp.Close()
+		return nil, fmt.Errorf("%s: %w", s.addr, err)
+	}
+	return &conn{server: s, Conn: secure, in: bufio.NewReaderSize(secure, 64<<10), stop: stop}, nil
 }
 
 // Close implements io.Closer.
 func (c *conn) Close() error {
 	c.stop()
-	return c.TCPConn.Close()
+	return c.Conn.Close()
 }
 
 func (c *conn) request(path string) string {
@@ -133,6 +144,10 @@ func (c *conn) head() (length int64, err error) {
 
 // drain throws n bytes away.
 func (c *conn) drain(n int64) error {
+	if c.raw == nil {
+		_, err := io.CopyN(io.Discard, c.in, n)
+		return err
+	}
 	buffered, err := c.in.Discard(int(min(n, int64(c.in.Buffered()))))
 	if err != nil {
 		return err
@@ -178,13 +193,13 @@ func pullImage(ctx context.Context, s server, i image) (p pull, err error) {
 	if _, _, _, err := c.get(i.path("manifests", tag)); err != nil {
 		return p, err
 	}
-	if _, _, _, err := c.get(i.path("blobs", i.config.String())); err != nil {
+	if _, _, _, err := c.get(i.path("blobs", i.config.Digest.String())); err != nil {
 		return p, err
 	}
 	var size int64
-	p.first, p.layer, size, err = c.get(i.path("blobs", i.layer.String()))
-	if err == nil && size != i.size {
-		err = fmt.Errorf("layer from %s has %d bytes, want %d", s.addr, size, i.size)
+	p.first, p.layer, size, err = c.get(i.path("blobs", i.layers[0].Digest.String()))
+	if err == nil && size != i.layers[0].Size {
+		err = fmt.Errorf("layer from %s has %d bytes, want %d", s.addr, size, i.layers[0].Size)
 	}
 	p.all = time.Since(start)
 	return p, err
@@ -200,10 +215,15 @@ func pullAll(ctx context.Context, n int, s server, i image) error {
 
 // atOnce runs f n times at once.
 func atOnce(n int, f func() error) error {
+	return each(make([]struct{}, n), func(int, struct{}) error { return f() })
+}
+
+// each runs f for all of a list at once.
+func each[T any](all []T, f func(int, T) error) error {
 	var wg sync.WaitGroup
-	errs := make([]error, n)
-	for k := range n {
-		wg.Go(func() { errs[k] = f() })
+	errs := make([]error, len(all))
+	for k, one := range all {
+		wg.Go(func() { errs[k] = f(k, one) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)

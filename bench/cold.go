@@ -25,7 +25,7 @@ type crowd struct {
 }
 
 // cold measures pulls by one client, with and without a cache, and by many at once.
-func (b *bench) cold(ctx context.Context) error {
+func (b *single) cold(ctx context.Context) error {
 	rounds := make([]coldRound, b.set.cold)
 	for i := range rounds {
 		r := &rounds[i]
@@ -45,8 +45,8 @@ func (b *bench) cold(ctx context.Context) error {
 }
 
 // coldOne has one client pull through a new node.
-func (b *bench) coldOne(ctx context.Context, cached bool) (p pull, err error) {
-	n, err := b.startNode(ctx, cached)
+func (b *single) coldOne(ctx context.Context, cached bool) (p pull, err error) {
+	n, err := b.startNode(ctx, nodeConfig{cached: cached})
 	if err != nil {
 		return p, err
 	}
@@ -55,8 +55,8 @@ func (b *bench) coldOne(ctx context.Context, cached bool) (p pull, err error) {
 }
 
 // coldMany has many clients pull through a new node.
-func (b *bench) coldMany(ctx context.Context) (c crowd, err error) {
-	n, err := b.startNode(ctx, true)
+func (b *single) coldMany(ctx context.Context) (c crowd, err error) {
+	n, err := b.startNode(ctx, nodeConfig{cached: true})
 	if err != nil {
 		return c, err
 	}
@@ -75,7 +75,7 @@ func (b *bench) coldMany(ctx context.Context) (c crowd, err error) {
 }
 
 // crowd has many clients pull an image through p, and adds what that took to c.
-func (b *bench) crowd(ctx context.Context, p *process, s server, i image, c crowd) (crowd, error) {
+func (b *single) crowd(ctx context.Context, p *process, s server, i image, c crowd) (crowd, error) {
 	if _, err := b.counts(ctx); err != nil { // what was asked before
 		return c, err
 	}
@@ -96,7 +96,7 @@ func (b *bench) crowd(ctx context.Context, p *process, s server, i image, c crow
 	return c, err
 }
 
-func (b *bench) reportCold(rounds []coldRound) {
+func (b *single) reportCold(rounds []coldRound) {
 	r := &b.report
 	figures := func(f func(coldRound) float64) series { return collect(rounds, f) }
 	r.section("Cold: a layer of %d MB through an upstream that sends %d MB/s", b.set.layer/mb, upstreamRate/mb)

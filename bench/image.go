@@ -17,20 +17,21 @@ import (
 
 const tag = "v1"
 
-// An image has one layer, of random bytes. It is files under the paths of the distribution API, which upstream serves.
+// An image has layers of random bytes. It is files under the paths of the distribution API, which upstream serves.
 type image struct {
-	repository    string
-	layer, config digest.Digest
-	size          int64 // bytes of the layer
+	repository string
+	config     v1.Descriptor
+	layers     []v1.Descriptor
+	size       int64 // bytes of manifest, config and layers
 }
 
 func (i image) path(kind, name string) string {
 	return fmt.Sprintf("/v2/%s/%s/%s", i.repository, kind, name)
 }
 
-// makeImage writes an image under root.
-func makeImage(root, repository string, size int64) (image, error) {
-	i := image{repository: repository, size: size}
+// makeImage writes an image with layers of these sizes, in bytes, under root.
+func makeImage(root, repository string, sizes ...int64) (image, error) {
+	i := image{repository: repository}
 	blobs := filepath.Join(root, i.path("blobs", ""))
 	manifests := filepath.Join(root, i.path("manifests", ""))
 	for _, dir := range []string{blobs, manifests} {
@@ -38,29 +39,32 @@ func makeImage(root, repository string, size int64) (image, error) {
 			return i, err
 		}
 	}
-	var err error
-	if i.layer, err = makeLayer(blobs, size); err != nil {
-		return i, err
+	var diffs []digest.Digest
+	for n, size := range sizes {
+		d, err := makeLayer(blobs, byte(n+1), size)
+		if err != nil {
+			return i, err
+		}
+		i.layers = append(i.layers, v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: d, Size: size})
+		diffs = append(diffs, d)
 	}
 	config, err := json.Marshal(v1.Image{
 		Platform: v1.Platform{Architecture: runtime.GOARCH, OS: "linux"},
-		RootFS:   v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{i.layer}},
+		RootFS:   v1.RootFS{Type: "layers", DiffIDs: diffs},
 	})
 	if err != nil {
 		return i, err
 	}
-	i.config = digest.FromBytes(config)
+	i.config = v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: digest.FromBytes(config), Size: int64(len(config))}
 	manifest, err := json.Marshal(v1.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: v1.MediaTypeImageManifest,
-		Config:    v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: i.config, Size: int64(len(config))},
-		Layers:    []v1.Descriptor{{MediaType: v1.MediaTypeImageLayer, Digest: i.layer, Size: size}},
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Config: i.config, Layers: i.layers,
 	})
 	if err != nil {
 		return i, err
 	}
+	i.size = int64(len(manifest)+len(config)) + sum(sizes)
 	for file, content := range map[string][]byte{
-		filepath.Join(blobs, i.config.String()):                       config,
+		filepath.Join(blobs, i.config.Digest.String()):                config,
 		filepath.Join(manifests, tag):                                 manifest,
 		filepath.Join(manifests, digest.FromBytes(manifest).String()): manifest,
 	} {
@@ -71,14 +75,14 @@ func makeImage(root, repository string, size int64) (image, error) {
 	return i, nil
 }
 
-// makeLayer writes size random bytes, the same in every run, into a file of dir that is named by their digest.
-func makeLayer(dir string, size int64) (digest.Digest, error) {
+// makeLayer writes size random bytes, for a seed the same in every run, into a file of dir that is named by their digest.
+func makeLayer(dir string, seed byte, size int64) (digest.Digest, error) {
 	f, err := os.CreateTemp(dir, "layer-")
 	if err != nil {
 		return "", err
 	}
 	h := sha256.New()
-	_, err = io.CopyN(io.MultiWriter(f, h), rand.NewChaCha8([32]byte{1}), size)
+	_, err = io.CopyN(io.MultiWriter(f, h), rand.NewChaCha8([32]byte{seed}), size)
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
@@ -87,4 +91,11 @@ func makeLayer(dir string, size int64) (digest.Digest, error) {
 	}
 	d := digest.NewDigest(digest.SHA256, h)
 	return d, os.Rename(f.Name(), filepath.Join(dir, d.String()))
+}
+
+func sum(sizes []int64) (total int64) {
+	for _, n := range sizes {
+		total += n
+	}
+	return total
 }

@@ -19,18 +19,17 @@ type machine struct {
 	processor  string
 	memory     string
 	kernel     string
-	nginx      string
+	software   []string // beside the kernel and Go
 	loadBefore string
 	loadAfter  string
 	took       time.Duration
 }
 
-func describeMachine(ctx context.Context, nginx string) machine {
+func describeMachine() machine {
 	m := machine{
 		date:       time.Now().UTC(),
 		processor:  field("/proc/cpuinfo", "model name"),
 		memory:     field("/proc/meminfo", "MemTotal"),
-		nginx:      version(ctx, nginx, "-v"),
 		loadBefore: loadAverage(),
 	}
 	var name unix.Utsname
@@ -45,7 +44,7 @@ func (m machine) lines() []string {
 	return []string{
 		fmt.Sprintf("Date: %s; the measurements took %s", m.date.Format("2006-01-02 15:04 MST"), m.took),
 		fmt.Sprintf("Machine: %d processors (%s), %s of memory", runtime.NumCPU(), m.processor, m.memory),
-		fmt.Sprintf("Software: Linux %s, %s, %s", m.kernel, runtime.Version(), m.nginx),
+		"Software: " + strings.Join(append([]string{"Linux " + m.kernel, runtime.Version()}, m.software...), ", "),
 		fmt.Sprintf("Load average (1, 5, 15 minutes) before: %s; after: %s", m.loadBefore, m.loadAfter),
 	}
 }
@@ -73,12 +72,26 @@ func loadAverage() string {
 	return strings.Join(fields[:min(3, len(fields))], " ")
 }
 
-// version returns the first line that a program says of itself.
+// version returns the first line that a program says of itself, up to a parenthesis.
 func version(ctx context.Context, path, flag string) string {
 	out, err := exec.CommandContext(ctx, path, flag).CombinedOutput()
 	if err != nil {
 		return filepath.Base(path)
 	}
 	line, _, _ := strings.Cut(string(out), "\n")
+	line, _, _ = strings.Cut(line, " (")
 	return strings.ReplaceAll(line, path, filepath.Base(path))
+}
+
+// idleTime returns how long the machine's processors have been idle, on average of all.
+func idleTime() (time.Duration, error) {
+	content, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return 0, err
+	}
+	var up, idle float64
+	if _, err := fmt.Sscan(string(content), &up, &idle); err != nil {
+		return 0, fmt.Errorf("/proc/uptime: %w", err)
+	}
+	return time.Duration(idle / float64(runtime.NumCPU()) * float64(time.Second)), nil
 }

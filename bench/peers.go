@@ -2,108 +2,106 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 )
 
-// peers measures other pull-through caches in front of the same upstream, where they are installed. Their figures have no
-// bounds, and fewer repeats.
-func (b *bench) peers(ctx context.Context) error {
-	for _, name := range []string{"docker-registry", "registry"} {
-		path, err := program(name)
-		if err != nil {
-			continue
-		}
-		if err := b.peer(ctx, name, path); err != nil {
-			return err
-		}
-	}
-	return nil
+// sharing is the suite of nodes that share.
+type sharing struct {
+	*bench
+	set   sharingSettings
+	nginx string
+	curl  string
+	key   string // file of a cluster key
+
+	image image // what is transferred
+	other image // what a node receives while it serves the first
 }
 
-// A peerRound is a pull without, and one through a new peer.
-type peerRound struct {
-	direct, through pull
+// sharingSettings say how much is measured of nodes that share.
+type sharingSettings struct {
+	layer   int64         // bytes of either image's layer
+	rounds  int           // repeats of a transfer
+	serving int           // repeats of serving and receiving at once
+	members int           // nodes that idle together
+	rest    time.Duration // before they are watched
+	watch   time.Duration // for so long
 }
 
-// peer measures distribution's registry.
-func (b *bench) peer(ctx context.Context, name, path string) error {
-	rounds := make([]peerRound, b.set.peer)
-	for i := range rounds {
-		r := &rounds[i]
-		b.say("%s, %d of %d", name, i+1, len(rounds))
-		err := inTurn(i,
-			func() (err error) { r.direct, err = pullImage(ctx, server{addr: b.upstream.addr}, b.image); return err },
-			func() error {
-				return b.throughPeer(ctx, name, path, func(p *process) (err error) {
-					r.through, err = pullImage(ctx, server{addr: p.addr}, b.image)
-					return err
-				})
-			},
-		)
-		if err != nil {
-			return err
+func sharingSettingsOf(quick bool) sharingSettings {
+	if quick {
+		return sharingSettings{layer: 30 * mb, rounds: 2, serving: 1, members: 4, rest: 3 * time.Second, watch: 3 * time.Second}
+	}
+	return sharingSettings{layer: 300 * mb, rounds: 7, serving: 3, members: 10, rest: 20 * time.Second, watch: 30 * time.Second}
+}
+
+func peersSuite() suite {
+	return suite{
+		name: "peers", title: "Nodes that share", command: "make bench-peers", takes: "five minutes", timeout: 12 * time.Minute,
+		parts: []string{"transfer", "serving", "idle"}, measure: measureSharing,
+		reading: `- Everything is on the loopback interface, and shares the processors; nodes are at addresses of their own, and know each other
+  by gossip. CPU time is that of the named process alone, with what the kernel does on its behalf.
+- A **transfer** is from node A, which has the blob in its cache, to node B, which is new each time. B receives, digests and
+  spools to disk whatever it passes on, so what it does alone is compared with a curl that writes to a file; a curl that
+  throws away what it gets neither digests nor writes.
+- B receiving by itself: a client asks for the last byte of the blob. It gets it once the whole has arrived and is proven.
+- Readers of a node that serves and receives at once discard what they get, in the kernel where there is no TLS, and ask
+  again without a pause: as fast as it goes, for as long as the node receives.
+- Idle nodes are all members of one cluster on one machine. A core is one second of CPU time per second.
+`,
+	}
+}
+
+func measureSharing(ctx context.Context, b *bench) (err error) {
+	s := &sharing{bench: b, set: sharingSettingsOf(b.quick)}
+	if err := b.build(ctx); err != nil {
+		return err
+	}
+	if s.nginx, err = b.tool(ctx, "nginx", "-v"); err != nil {
+		return err
+	}
+	if s.curl, err = b.tool(ctx, "curl", "--version"); err != nil {
+		return err
+	}
+	key, err := exec.CommandContext(ctx, b.pier, "key", "new").Output()
+	if err != nil {
+		return fmt.Errorf("pier key new: %w", err)
+	}
+	s.key = filepath.Join(b.dir, "cluster.key")
+	if err := os.WriteFile(s.key, key, 0o600); err != nil {
+		return err
+	}
+	images, err := b.startUpstream(ctx, []int64{s.set.layer}, []int64{s.set.layer + 1})
+	if err != nil {
+		return err
+	}
+	s.image, s.other = images[0], images[1]
+	defer func() { err = errors.Join(err, b.upstream.stop()) }()
+	return b.measure(ctx, []part{{"transfer", s.transfer}, {"serving", s.serving}, {"idle", s.idle}})
+}
+
+// A wire is how nodes talk to each other.
+type wire struct {
+	name string
+	key  string // file of the cluster key; empty: plain
+}
+
+func (s *sharing) wires() []wire { return []wire{{"plain", ""}, {"with a cluster key", s.key}} }
+
+// holder starts a node that has an image in its cache, and has proven it.
+func (s *sharing) holder(ctx context.Context, w wire, join *node, i image) (*node, error) {
+	n, err := s.startNode(ctx, nodeConfig{cached: true, shares: true, key: w.key, join: join})
+	if err != nil {
+		return nil, err
+	}
+	for range 2 {
+		if _, err := pullImage(ctx, n.server, i); err != nil {
+			return nil, errors.Join(err, n.stop())
 		}
 	}
-	var one pull
-	var many crowd
-	err := errors.Join(
-		b.throughPeer(ctx, name, path, func(p *process) (err error) {
-			one, err = pullImage(ctx, server{addr: p.addr}, b.small)
-			return err
-		}),
-		b.throughPeer(ctx, name, path, func(p *process) (err error) {
-			many, err = b.crowd(ctx, p, server{addr: p.addr}, b.small, many)
-			return err
-		}),
-	)
-	if err != nil {
-		return err
-	}
-	r := &b.report
-	r.section("For comparison: %s as a pull-through cache", version(ctx, path, "--version"))
-	r.note("one client: first byte, later than direct",
-		collect(rounds, func(p peerRound) float64 { return in(p.through.first-p.direct.first, time.Millisecond) }).text(milliseconds))
-	r.note("one client: whole layer, to direct",
-		collect(rounds, func(p peerRound) float64 { return float64(p.through.layer) / float64(p.direct.layer) }).text(ratio))
-	r.note(fmt.Sprintf("%d clients: GETs of a blob that reach upstream", clients), series{many.blob}.text(count))
-	r.note(fmt.Sprintf("%d clients: all done, to one client, a layer of %d MB", clients, b.small.size/mb), series{float64(many.all) / float64(one.all)}.text(ratio))
-	return nil
-}
-
-// throughPeer runs f with a new, empty peer.
-func (b *bench) throughPeer(ctx context.Context, name, path string, f func(*process) error) (err error) {
-	type object = map[string]any
-	addr, err := freeAddr()
-	if err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp(b.dir, name+"-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	config, err := json.Marshal(object{ // JSON is YAML
-		"version": "0.1", "log": object{"level": "error", "accesslog": object{"disabled": true}},
-		"storage": object{"filesystem": object{"rootdirectory": filepath.Join(dir, "data")}},
-		"http":    object{"addr": addr, "secret": "bench"},
-		"proxy":   object{"remoteurl": "http://" + b.upstream.addr},
-	})
-	if err != nil {
-		return err
-	}
-	file := filepath.Join(dir, "config.yml")
-	if err := os.WriteFile(file, config, 0o644); err != nil {
-		return err
-	}
-	p, err := b.start(ctx, name, addr, nil, path, "serve", file)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, p.stop()) }()
-	return f(p)
+	return n, nil
 }

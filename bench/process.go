@@ -44,45 +44,71 @@ func program(name string) (string, error) {
 
 // freeAddr returns an address of the loopback interface that nobody listens on.
 func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addrs, err := freeAddrs("127.0.0.1", 1)
 	if err != nil {
 		return "", err
 	}
-	return l.Addr().String(), l.Close()
+	return addrs[0], nil
 }
 
-// start runs a server and waits until it listens on addr. The caller stops it.
+// freeAddrs returns n different addresses of a host that nobody listens on.
+func freeAddrs(host string, n int) (addrs []string, err error) {
+	for range n {
+		l, lerr := net.Listen("tcp", net.JoinHostPort(host, "0"))
+		if lerr != nil {
+			return nil, lerr
+		}
+		defer func() { err = errors.Join(err, l.Close()) }() // not before the last one is found
+		addrs = append(addrs, l.Addr().String())
+	}
+	return addrs, nil
+}
+
+// start runs a server on loopback and waits until it listens on addr. The caller stops it.
 func (b *bench) start(ctx context.Context, name, addr string, env []string, path string, args ...string) (*process, error) {
+	cmd := exec.Command(path, args...)
+	cmd.Env = env
+	return b.startCommand(ctx, name, addr, (&net.Dialer{}).DialContext, cmd)
+}
+
+// A dialer connects to where a process listens: on loopback, or in a namespace.
+type dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// startCommand runs a server, with its Env beside that of this process, and waits until it listens on addr. The caller stops it.
+func (b *bench) startCommand(ctx context.Context, name, addr string, dial dialer, cmd *exec.Cmd) (*process, error) {
 	log, err := os.CreateTemp(b.dir, name+"-*.log")
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	p := &process{name: name, addr: addr, log: log.Name(), cmd: exec.Command(path, args...), done: make(chan struct{})}
+	p := &process{name: name, addr: addr, log: log.Name(), cmd: cmd, done: make(chan struct{})}
 	// Settings of pier in the environment would be others than the ones measured.
-	p.cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PIER_") })
-	p.cmd.Env = append(append(p.cmd.Env, "HOME="+b.dir, "TMPDIR="+b.dir), env...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PIER_") })
+	cmd.Env = append(append(env, "HOME="+b.dir, "TMPDIR="+b.dir), cmd.Env...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
 	go func() {
 		defer close(p.done)
 		_ = p.cmd.Wait() // how it ended is in cmd.ProcessState
 	}()
-	if err := p.await(ctx); err != nil {
+	if err := p.await(ctx, dial); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w\n%s", name, err, p.tail()), p.stop())
 	}
 	return p, nil
 }
 
 // await waits until the process listens.
-func (p *process) await(ctx context.Context) error {
+func (p *process) await(ctx context.Context, dial dialer) error {
 	ctx, cancel := context.WithTimeout(ctx, startFor)
 	defer cancel()
 	for {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", p.addr)
+		conn, err := dial(ctx, "tcp", p.addr)
 		if err == nil {
 			return conn.Close()
 		}
@@ -127,6 +153,12 @@ func (p *process) cpu() (time.Duration, error) {
 		return 0, fmt.Errorf("CPU time of %s: %w", p.name, err)
 	}
 	return time.Duration(t.Nano()), nil
+}
+
+// forgetPeak makes what is resident now the most that was, see memory.
+func (p *process) forgetPeak() error {
+	const peak = "5" // CLEAR_REFS_MM_HIWATER_RSS of linux/fs/proc/task_mmu.c, proc(5)
+	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", p.cmd.Process.Pid), []byte(peak), 0)
 }
 
 // memory returns how many bytes of the process are resident, and were at most.

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -94,49 +92,6 @@ func (r *report) print(w io.Writer) {
 	}
 	_ = table.Flush()
 	fmt.Fprintf(w, "\n%s\n", strings.Join(r.machine.lines(), "\n"))
-}
-
-const preface = `# Benchmarks
-
-Measured and written by ` + "`make bench`" + `, which takes about six minutes, and fails when a bound is missed. Do not edit: run it.
-
-`
-
-const howToRead = `
-## How to read this
-
-- A figure is the median of its repeats, with the least and the greatest in parentheses. Bounds hold for the median, or for
-  each repeat where the table says so.
-- All sides of a comparison take turns, in changing order, in one run on one machine, and a ratio is taken between those of
-  the same turn. Ratios carry over to other machines; absolute figures do not.
-- Everything is on the loopback interface, and shares the processors: upstream, server and clients are processes of their
-  own. CPU time is that of the measured server alone, with what the kernel does on its behalf.
-- The upstream is a small registry that sends so many bytes per second and no more, on one connection and on all together. A
-  cold pull starts a new node with an empty cache directory, and gets a manifest by tag, the config and the layer.
-- Clients discard what they receive in the kernel, without copying it. They check status and length, not content: tests do.
-- nginx runs one worker with sendfile, without an access log, and else as it comes; the node logs each request to a file, as
-  it does by default.
-- Memory is what Linux counts as resident (VmRSS, VmHWM), the pages of the binary included. 1 MB is 1,000,000 bytes.
-- Other caches are measured where they are installed, with fewer repeats. There the many clients pull a smaller layer, since
-  it may be fetched once for each of them.
-`
-
-// write writes the table for people who read documentation.
-func (r *report) write(file string) error {
-	var b bytes.Buffer
-	b.WriteString(preface)
-	for _, line := range r.machine.lines() {
-		fmt.Fprintf(&b, "- %s\n", line)
-	}
-	for _, row := range r.rows {
-		if row.measured == "" {
-			fmt.Fprintf(&b, "\n## %s\n\n| What | Measured | Bound | |\n|---|---|---|---|\n", row.what)
-			continue
-		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", row.what, row.measured, row.bound, row.verdict())
-	}
-	b.WriteString(howToRead)
-	return os.WriteFile(file, b.Bytes(), 0o644)
 }
 
 func (r *report) finish(started time.Time) {

@@ -40,6 +40,7 @@ const (
 	rate         unit = "%.0f MB/s"
 	perSecond    unit = "%.0f/s"
 	count        unit = "%.0f"
+	percent      unit = "%.3f %%" // of a core
 )
 
 // text returns the median and, where there are several, the range.

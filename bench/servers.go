@@ -26,18 +26,27 @@ const upstreamRate = 50 * mb
 // countsPath is where upstream tells, and forgets, how often what was asked for: a JSON object from "METHOD path" to count.
 const countsPath = "/bench/counts"
 
-// startUpstream makes the images and starts the registry that has them.
-func (b *bench) startUpstream(ctx context.Context) (err error) {
-	b.say("making a layer of %d MB", b.set.layer/mb)
+// servers are what this command runs itself as.
+func servers() map[string]func(context.Context, []string) error {
+	return map[string]func(context.Context, []string) error{"upstream": runUpstream, "files": runFiles, "bare": runBare}
+}
+
+// startUpstream makes images of layers of these sizes, and starts the registry that has them. The caller stops b.upstream.
+func (b *bench) startUpstream(ctx context.Context, sizes ...[]int64) (images []image, err error) {
 	root := filepath.Join(b.dir, "upstream")
-	if b.image, err = makeImage(root, "team/app", b.set.layer); err != nil {
-		return err
+	if err := os.RemoveAll(root); err != nil {
+		return nil, err
 	}
-	if b.small, err = makeImage(root, "team/small", b.set.small); err != nil {
-		return err
+	for i, layers := range sizes {
+		b.say("making an image of %d MB", sum(layers)/mb)
+		image, err := makeImage(root, fmt.Sprintf("team/app%d", i+1), layers...)
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, image)
 	}
 	b.upstream, err = b.startSelf(ctx, "upstream", root)
-	return err
+	return images, err
 }
 
 // startSelf runs one of this command's servers.
@@ -55,7 +64,7 @@ func (b *bench) startSelf(ctx context.Context, name, arg string) (*process, erro
 
 // counts returns how often what was asked of upstream since the last call.
 func (b *bench) counts(ctx context.Context) (map[string]int, error) {
-	resp, err := httpGet(ctx, "http://"+b.upstream.addr+countsPath)
+	resp, err := httpGet(ctx, http.DefaultClient, "http://"+b.upstream.addr+countsPath)
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +93,14 @@ func runUpstream(ctx context.Context, args []string) error {
 		proxy.Reset()
 		_ = json.NewEncoder(w).Encode(counts) // whoever asks sees that it ends early
 	}))
+}
+
+// runFiles serves the images under a directory as fast as it can: args are the address and the directory.
+func runFiles(ctx context.Context, args []string) error {
+	if len(args) != 2 {
+		return errors.New("usage: bench files ADDR DIR")
+	}
+	return serve(ctx, args[0], files(args[1]))
 }
 
 // files is the pull half of a registry over the files that makeImage wrote.
@@ -120,7 +137,7 @@ func runBare(ctx context.Context, args []string) error {
 	if len(args) != 2 {
 		return errors.New("usage: bench bare ADDR URL")
 	}
-	resp, err := httpGet(ctx, args[1])
+	resp, err := httpGet(ctx, http.DefaultClient, args[1])
 	if err != nil {
 		return err
 	}
@@ -151,18 +168,23 @@ func serve(ctx context.Context, addr string, h http.Handler) error {
 }
 
 // httpGet expects status 200. The caller closes the body.
-func httpGet(ctx context.Context, url string) (*http.Response, error) {
+func httpGet(ctx context.Context, client *http.Client, url string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	return do(client, req)
+}
+
+// do expects status 200. The caller closes the body.
+func do(client *http.Client, req *http.Request) (*http.Response, error) {
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
 		resp.Body.Close()
-		return nil, fmt.Errorf("%s: %s", url, resp.Status)
+		return nil, fmt.Errorf("%s: %s", req.URL, resp.Status)
 	}
 	return resp, nil
 }

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 )
@@ -27,9 +25,9 @@ func (w work) rate() float64 { return w.amount / w.wall.Seconds() }
 func (w work) cost() float64 { return w.cpu.Seconds() / w.amount }
 
 // warm measures what the node has: a blob against nginx, and a manifest against a bare handler.
-func (b *bench) warm(ctx context.Context, nginx string) (err error) {
+func (b *single) warm(ctx context.Context) (err error) {
 	b.say("warm: filling a cache")
-	n, err := b.startNode(ctx, true)
+	n, err := b.startNode(ctx, nodeConfig{cached: true})
 	if err != nil {
 		return err
 	}
@@ -40,17 +38,17 @@ func (b *bench) warm(ctx context.Context, nginx string) (err error) {
 			return err
 		}
 	}
-	return errors.Join(b.warmBlob(ctx, n, nginx), b.warmManifest(ctx, n))
+	return errors.Join(b.warmBlob(ctx, n), b.warmManifest(ctx, n))
 }
 
 // warmBlob compares a node with nginx, which serves the node's own file.
-func (b *bench) warmBlob(ctx context.Context, n *node, nginx string) (err error) {
-	web, err := b.startNginx(ctx, nginx, filepath.Dir(n.blob(b.image)))
+func (b *single) warmBlob(ctx context.Context, n *node) (err error) {
+	web, err := b.startNginx(ctx, b.nginx, filepath.Dir(n.blob(b.image)))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, web.stop()) }()
-	path, file := b.image.path("blobs", b.image.layer.String()), "/"+filepath.Base(n.blob(b.image))
+	path, file := b.image.path("blobs", b.image.layers[0].Digest.String()), "/"+filepath.Base(n.blob(b.image))
 	rounds := make([]warmRound, b.set.warm)
 	for i := range rounds {
 		r := &rounds[i]
@@ -76,7 +74,7 @@ func (b *bench) warmBlob(ctx context.Context, n *node, nginx string) (err error)
 }
 
 // blobs gets the layer several times over one connection.
-func (b *bench) blobs(ctx context.Context, p *process, s server, path string) (w work, err error) {
+func (b *single) blobs(ctx context.Context, p *process, s server, path string) (w work, err error) {
 	c, err := dial(ctx, s)
 	if err != nil {
 		return w, err
@@ -87,51 +85,8 @@ func (b *bench) blobs(ctx context.Context, p *process, s server, path string) (w
 	return w, err
 }
 
-// nginxConfig is for one worker, which is the process itself; its values are a user, a directory for temporary files, an
-// address and the directory to serve.
-const nginxConfig = `daemon off;
-master_process off;
-pid %[2]s/nginx.pid;
-user %[1]s;
-events {}
-http {
-	client_body_temp_path %[2]s;
-	proxy_temp_path %[2]s;
-	fastcgi_temp_path %[2]s;
-	uwsgi_temp_path %[2]s;
-	scgi_temp_path %[2]s;
-	access_log off;
-	sendfile on;
-	server {
-		listen %[3]s;
-		root %[4]s;
-	}
-}
-`
-
-// startNginx starts nginx over the files of a directory.
-func (b *bench) startNginx(ctx context.Context, nginx, root string) (*process, error) {
-	addr, err := freeAddr()
-	if err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp(b.dir, "nginx-")
-	if err != nil {
-		return nil, err
-	}
-	user := "nobody"
-	if os.Geteuid() == 0 {
-		user = "root" // the directory is root's alone; any other user's nginx ignores this line
-	}
-	conf := filepath.Join(dir, "nginx.conf")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, nginxConfig, user, dir, addr, root), 0o644); err != nil {
-		return nil, err
-	}
-	return b.start(ctx, "nginx", addr, nil, nginx, "-e", "stderr", "-p", dir, "-c", conf)
-}
-
 // warmManifest compares a node with a handler that does nothing but write the same bytes.
-func (b *bench) warmManifest(ctx context.Context, n *node) (err error) {
+func (b *single) warmManifest(ctx context.Context, n *node) (err error) {
 	path := b.image.path("manifests", tag)
 	bare, err := b.startSelf(ctx, "bare", "http://"+n.server.addr+path+n.query)
 	if err != nil {
@@ -166,7 +121,7 @@ func (b *bench) warmManifest(ctx context.Context, n *node) (err error) {
 }
 
 // manifests gets a manifest many times over several connections.
-func (b *bench) manifests(ctx context.Context, p *process, s server, path string) (w work, err error) {
+func (b *single) manifests(ctx context.Context, p *process, s server, path string) (w work, err error) {
 	each := b.set.requests / connections
 	w.amount = float64(each * connections)
 	w.cpu, w.wall, err = usage(p, func() error {
