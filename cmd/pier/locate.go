@@ -77,6 +77,7 @@ type location struct {
 	node.PeerRef
 	whole     int   // how many digests it holds
 	bytes     int64 // of all digests together, also of those it does not hold to the end
+	unsized   bool  // bytes is not known
 	receiving bool
 	fetching  bool
 }
@@ -109,6 +110,7 @@ func locations(info node.LocateInfo) []*location {
 			l := at(p)
 			l.whole++
 			l.bytes += max(c.Size, 0)
+			l.unsized = l.unsized || c.Size < 0
 		}
 		for _, r := range c.Receiving {
 			l := at(r.Peer)
@@ -144,7 +146,11 @@ func printLocations(w io.Writer, info node.LocateInfo) error {
 	}
 	t := table{{"NODE", "PEER DOOR", "ZONE", "PARTS", "SIZE", "STATE"}}
 	for _, l := range list {
-		t.add(nodeText(l.PeerRef), l.Door, l.Zone, fmt.Sprintf("%d/%d", l.whole, parts), sizeText(l.bytes), l.state(parts))
+		size := sizeText(l.bytes)
+		if l.unsized {
+			size = "-"
+		}
+		t.add(nodeText(l.PeerRef), l.Door, l.Zone, fmt.Sprintf("%d/%d", l.whole, parts), size, l.state(parts))
 	}
 	t.alignRight(3)
 	t.alignRight(4)

@@ -9,7 +9,7 @@ import (
 // A Want is a question about one key.
 type Want struct {
 	Key    Key
-	Scope  Scope
+	Scope  Scope // 0, to look only: of any
 	Offset int64 // bytes the asker has
 
 	// Join says that the asker is receiving: others are sent to it. Fetch, that it fetches from the registry itself if

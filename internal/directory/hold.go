@@ -21,9 +21,10 @@ const (
 	flushBatches = 64
 
 	// An announcement that nobody acknowledges is sent again after resendAfter, twice that and so on, resends times; then
-	// it is left to the next refresh.
+	// it rests for restAfter, as long as its receiver is a member.
 	resendAfter = 200 * time.Millisecond
 	resends     = 3
+	restAfter   = 3 * time.Second
 
 	// maxHeld bounds what one node announces: at 110 bytes each, 7 MB.
 	maxHeld = 1 << 16
@@ -175,12 +176,28 @@ func (d *Directory) resend(number uint32, wait time.Duration) {
 		}
 		if b.resends == resends || !d.other(b.to) {
 			delete(d.batches, number)
+			d.after(restAfter, func() { d.again(b) })
 			return
 		}
 		b.resends++
 		d.send(b.to, b.msg)
 		d.resend(number, 2*wait)
 	})
+}
+
+// again has what was announced in vain announced anew, as far as it is still so: the network may have been away for less time
+// than it takes to notice that a member is gone.
+func (d *Directory) again(b *batch) {
+	if !d.other(b.to) {
+		return
+	}
+	for _, key := range slices.Concat(b.msg.held, b.msg.dropped) {
+		h := d.held[key]
+		if h == nil || h.contains(b.to) {
+			d.change(b.to, key, h != nil)
+		}
+	}
+	d.schedule(0)
 }
 
 // number returns a number for a message that will be answered: nobody else can guess it.

@@ -153,9 +153,10 @@ func (d *Directory) transfer(r *record, scope Scope, now time.Duration) *transfe
 	return t
 }
 
+// find returns the transfer of a scope, or any of scope 0.
 func (r *record) find(scope Scope) *transfer {
 	for _, t := range r.transfers {
-		if t.scope == scope {
+		if t.scope == scope || scope == 0 {
 			return t
 		}
 	}

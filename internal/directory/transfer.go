@@ -1,6 +1,8 @@
 package directory
 
 import (
+	"fmt"
+	"os"
 	"slices"
 	"time"
 )
@@ -35,22 +37,33 @@ type transfer struct {
 	open     time.Duration // until then everybody may fetch
 
 	receivers map[ID]*receiver
-	came      map[string][]*receiver // those of each zone, in the order in which they came (tree.go)
-	arrivals  uint64                 // how many came, in all zones
-	most      []*receiver            // those that have most, most first
-	fewer     bool                   // most lacks some
+	came      map[string]*queue // those of each zone (tree.go)
+	below     map[ID]int        // how many receivers are sent to each first
+	most      []*receiver       // those that have most, most first
+	fewer     bool              // most lacks some
+}
+
+// A queue is the receivers of a zone in the order in which they came.
+type queue struct {
+	receivers []*receiver
+	arrivals  uint64 // how many came
+	room      int    // those before it have fanOut below them
 }
 
 type receiver struct {
 	id      ID
 	zone    string
 	arrival uint64
+	parent  ID            // whom it was sent to first; 0: nobody
 	offset  int64         // bytes it had when it was heard of last
 	heard   time.Duration // then
 }
 
 func newTransfer(scope Scope, now time.Duration) *transfer {
-	return &transfer{scope: scope, used: now, freed: now, receivers: make(map[ID]*receiver), came: make(map[string][]*receiver)}
+	return &transfer{
+		scope: scope, used: now, freed: now,
+		receivers: make(map[ID]*receiver), came: make(map[string]*queue), below: make(map[ID]int),
+	}
 }
 
 // heard notes how far a receiver is.
@@ -61,11 +74,16 @@ func (d *Directory) heard(t *transfer, id ID, offset int64, now time.Duration) {
 			return
 		}
 		d.kept.receivers++
-		t.arrivals++
 		zone, _ := d.zone(id)
-		r = &receiver{id: id, zone: zone, arrival: t.arrivals}
+		q := t.came[zone]
+		if q == nil {
+			q = &queue{}
+			t.came[zone] = q
+		}
+		r = &receiver{id: id, zone: zone, arrival: q.arrivals}
 		t.receivers[id] = r
-		t.came[zone] = append(t.came[zone], r)
+		q.receivers = append(q.receivers, r)
+		q.arrivals++
 	}
 	fell := offset < r.offset
 	r.offset, r.heard = offset, now
@@ -85,12 +103,16 @@ func (d *Directory) gone(t *transfer, id ID, now time.Duration) {
 }
 
 func (t *transfer) remove(r *receiver) {
+	t.attach(r, 0)
 	delete(t.receivers, r.id)
-	zone := t.came[r.zone]
-	if i, ok := place(zone, r.arrival); ok {
-		t.came[r.zone] = slices.Delete(zone, i, i+1)
+	q := t.came[r.zone]
+	if i, ok := place(q.receivers, r.arrival); ok {
+		q.receivers = slices.Delete(q.receivers, i, i+1)
+		if i < q.room {
+			q.room--
+		}
 	}
-	if len(t.came[r.zone]) == 0 {
+	if len(q.receivers) == 0 {
 		delete(t.came, r.zone)
 	}
 	t.sink(r)
@@ -172,6 +194,13 @@ func (d *Directory) decide(t *transfer, m message, answer *message, now time.Dur
 		}
 	case !t.fetched(now) && (!t.ahead(m, now) || now-t.lapses() > aheadRest):
 		t.grant(m.from, m.offset, now)
+	}
+	if os.Getenv("DBG") != "" && m.flags&flagLease != 0 && t.lease != m.from && !t.fetched(now) {
+		x := ""
+		for _, r := range t.leaders() {
+			x += fmt.Sprintf(" %x@%.3f", r.id>>48, float64(r.offset)/(1<<20))
+		}
+		fmt.Fprintf(os.Stderr, "NOT GRANTED at %x to %x offset %.3f lease %x lapses %v now %v leaders %s\n", d.self.ID>>48, m.from>>48, float64(m.offset)/(1<<20), t.lease>>48, t.lapses(), now, x)
 	}
 	if t.lease == m.from {
 		answer.flags |= m.flags & flagLease

@@ -28,15 +28,16 @@ func (d *Directory) sources(r *record, t *transfer, m message, now time.Duration
 		}
 	}
 	l := list{asker: m.from}
+	var earlier []*receiver
 	if t != nil {
-		d.plant(&l, t, m, near, now)
+		earlier = d.plant(&l, t, m, near, now)
 	}
 	d.rand.Shuffle(len(near), func(i, j int) { near[i], near[j] = near[j], near[i] })
 	d.rand.Shuffle(len(far), func(i, j int) { far[i], far[j] = far[j], far[i] })
 	l.add(near...)
 	l.add(far...)
 	if t != nil {
-		d.others(&l, t, m, now)
+		d.others(&l, t, earlier, m, now)
 	}
 	return l.sources
 }
@@ -55,41 +56,95 @@ func (l *list) add(sources ...Source) {
 	}
 }
 
-// plant adds the asker's place in the tree of its zone: roots are those who hold the content, or else who fetches it, and
-// below them everybody in the order of arrival, fanOut under each. Who came earlier never receives from who came later,
-// so nobody waits in a circle. If the one in its place is gone, it is the one before it.
-func (d *Directory) plant(l *list, t *transfer, m message, roots []Source, now time.Duration) {
+// plant adds the asker's place in the tree of its zone, and returns who came earlier there. Roots are those who hold the
+// content, or else who fetches it; below them is everybody in the order of arrival, fanOut under each. Who came earlier never
+// receives from who came later, but from who fetches, so nobody waits in a circle. The asker keeps its place as long as who is
+// above it does not fail.
+func (d *Directory) plant(l *list, t *transfer, m message, roots []Source, now time.Duration) []*receiver {
 	r := t.receivers[m.from]
-	if r == nil || t.lease == m.from {
-		return
+	if r == nil {
+		return nil
+	}
+	if t.lease == m.from {
+		t.attach(r, 0)
+		return nil
 	}
 	if len(roots) == 0 && t.fetched(now) {
 		roots = []Source{{t.lease, t.reached}}
 	}
-	zone := t.came[r.zone]
-	earlier, _ := place(zone, r.arrival)
-	fetcher := -1 // its place among the earlier: it counts as a root alone
-	if f := t.receivers[t.lease]; f != nil && f.zone == r.zone && f.arrival < r.arrival {
-		fetcher, _ = place(zone, f.arrival)
-		earlier--
+	q := t.came[r.zone]
+	at, _ := place(q.receivers, r.arrival)
+	earlier := q.receivers[:at]
+	if s, ok := d.parent(t, r, m, roots, now); ok {
+		t.attach(r, s.ID)
+		l.add(s)
+	} else {
+		t.attach(r, 0)
 	}
-	parent := earlier / fanOut
-	if parent < len(roots) {
-		l.add(roots[parent])
+	return earlier
+}
+
+// maxSearch is how many of those that came earlier are looked at for one that has room below it.
+const maxSearch = 256
+
+// parent returns who is above the receiver r of m in the tree: who is already, or the first that has room below it.
+func (d *Directory) parent(t *transfer, r *receiver, m message, roots []Source, now time.Duration) (Source, bool) {
+	if i := slices.IndexFunc(roots, func(s Source) bool { return s.ID == r.parent }); i >= 0 {
+		return roots[i], true
+	}
+	if p := t.receivers[r.parent]; p != nil && p.zone == r.zone && p.arrival < r.arrival && d.offered(t, p, m, now) && !t.under(p, r) {
+		return Source{p.id, p.offset}, true
+	}
+	var root Source
+	if len(roots) > 0 {
+		root = slices.MinFunc(roots, func(a, b Source) int { return cmp.Compare(t.below[a.ID], t.below[b.ID]) })
+		if t.below[root.ID] < fanOut {
+			return root, true
+		}
+	}
+	q := t.came[r.zone]
+	for i := q.room; i < len(q.receivers) && i < q.room+maxSearch; i++ {
+		p := q.receivers[i]
+		switch {
+		case p.arrival >= r.arrival:
+			return root, len(roots) > 0
+		case t.below[p.id] >= fanOut:
+			if i == q.room {
+				q.room++
+			}
+		case d.offered(t, p, m, now) && !t.under(p, r):
+			return Source{p.id, p.offset}, true
+		}
+	}
+	return root, len(roots) > 0
+}
+
+// under reports whether p is below r already: that one fetched, and does not any more.
+func (t *transfer) under(p, r *receiver) bool {
+	for range maxSearch {
+		if p == nil || p == r {
+			return p == r
+		}
+		p = t.receivers[p.parent]
+	}
+	return true
+}
+
+// attach puts r below parent; 0 is nobody.
+func (t *transfer) attach(r *receiver, parent ID) {
+	if r.parent == parent {
 		return
 	}
-	for i := min(parent-len(roots), earlier-1); i >= 0; i-- {
-		at := i
-		if fetcher >= 0 && at >= fetcher {
-			at++
-		}
-		if d.offered(t, zone[at], m, now) {
-			l.add(Source{zone[at].id, zone[at].offset})
-			return
-		}
+	if t.below[r.parent]--; t.below[r.parent] <= 0 {
+		delete(t.below, r.parent)
 	}
-	if len(roots) > 0 {
-		l.add(roots[len(roots)-1])
+	if p := t.receivers[r.parent]; p != nil {
+		q := t.came[p.zone]
+		at, _ := place(q.receivers, p.arrival)
+		q.room = min(q.room, at)
+	}
+	if r.parent = parent; parent != 0 {
+		t.below[parent]++
 	}
 }
 
@@ -103,8 +158,18 @@ func (d *Directory) offered(t *transfer, r *receiver, m message, now time.Durati
 	return r.id != m.from && r.id != t.lease && now-r.heard <= receiverTTL && !slices.Contains(m.failed, r.id) && d.member(r.id)
 }
 
-// others adds who fetches, and the receivers that have most.
-func (d *Directory) others(l *list, t *transfer, m message, now time.Duration) {
+// others adds some that have more than the asker: any of those who came earlier, if it has a place among them, so that not
+// everybody turns to the same few when the places change; else who fetches, and the receivers that have most.
+func (d *Directory) others(l *list, t *transfer, earlier []*receiver, m message, now time.Duration) {
+	if len(l.sources) > 0 && len(earlier) > 0 {
+		for range 2 * maxSources {
+			r := earlier[d.rand.IntN(len(earlier))]
+			if r.offset > m.offset && d.offered(t, r, m, now) {
+				l.add(Source{r.id, r.offset})
+			}
+		}
+		return
+	}
 	if t.fetched(now) {
 		l.add(Source{t.lease, t.reached})
 	}

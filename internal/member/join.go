@@ -143,6 +143,9 @@ func (g *Group) join(at netip.AddrPort) error {
 		return errors.New("no address of its own yet")
 	}
 	_, err := list.Join([]string{at.String()})
+	if many, ok := err.(interface{ WrappedErrors() []error }); ok { // of one address, in many lines
+		err = errors.Join(many.WrappedErrors()...)
+	}
 	return err
 }
 

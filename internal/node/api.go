@@ -67,13 +67,16 @@ type Receiving struct {
 
 type apiFunc = func(ctx context.Context, arg string) (any, error)
 
-// api is what the node door, and that of the metrics, answer under /api/v1/.
-func (n *Node) api() map[string]apiFunc {
-	return map[string]apiFunc{
-		"node":   func(context.Context, string) (any, error) { return n.info(), nil },
-		"peers":  n.peersInfo,
-		"locate": n.locate,
+// api is what a door answers under /api/v1/. Only the node door's clients may have this node ask a registry, which locate does.
+func (n *Node) api(door string) map[string]apiFunc {
+	api := map[string]apiFunc{"node": func(context.Context, string) (any, error) { return n.info(), nil }}
+	if door != "peer" {
+		api["peers"] = n.peersInfo
 	}
+	if door == "node" {
+		api["locate"] = n.locate
+	}
+	return api
 }
 
 const (
@@ -138,8 +141,8 @@ func (n *Node) ask(ctx context.Context, m member.Member) PeerInfo {
 	return info
 }
 
-// locate tells who has content: what arg, a digest or a reference, names, and what that refers to as far as it can be read
-// here. It fetches nothing from a registry but what a tag names.
+// locate tells who has content: what arg, a digest or a reference, names, and what that refers to. Of a reference, tag and
+// manifest are had as for a pull; of a digest, only what is here is read.
 func (n *Node) locate(ctx context.Context, arg string) (any, error) {
 	ref := oci.Reference{Kind: oci.Blob}
 	var err error
@@ -160,24 +163,35 @@ func (n *Node) locate(ctx context.Context, arg string) (any, error) {
 		ref.Digest = desc.Digest
 	}
 	seen := make(map[oci.Digest]bool)
-	for todo := []oci.Reference{ref}; len(todo) > 0 && len(seen) < maxLocated; todo = todo[1:] {
-		if seen[todo[0].Digest] {
+	for todo := []part{{ref, -1}}; len(todo) > 0 && len(seen) < maxLocated; todo = todo[1:] {
+		next := todo[0]
+		if seen[next.Digest] {
 			continue
 		}
-		seen[todo[0].Digest] = true
-		content, err := n.located(ctx, todo[0])
+		if next.Kind == oci.Manifest || len(seen) == 0 {
+			size, parts := n.parts(ctx, next.Reference)
+			next.size, todo = max(next.size, size), append(todo, parts...)
+		}
+		seen[next.Digest] = true
+		content, err := n.located(ctx, next)
 		if err != nil {
 			return nil, err
 		}
 		info.Content = append(info.Content, content)
-		todo = append(todo, n.references(ctx, todo[0])...)
 	}
 	return info, nil
 }
 
+// A part is one content of what is located, and its size in bytes; -1 if that is not known.
+type part struct {
+	oci.Reference
+	size int64
+}
+
 // located tells who has the content of one digest.
-func (n *Node) located(ctx context.Context, ref oci.Reference) (LocatedContent, error) {
-	c := LocatedContent{Digest: ref.Digest, Kind: ref.Kind.String(), Size: -1, Holders: []PeerRef{}, Receiving: []Receiving{}, Fetching: []PeerRef{}}
+func (n *Node) located(ctx context.Context, p part) (LocatedContent, error) {
+	ref := p.Reference
+	c := LocatedContent{Digest: ref.Digest, Kind: ref.Kind.String(), Size: p.size, Holders: []PeerRef{}, Receiving: []Receiving{}, Fetching: []PeerRef{}}
 	if desc, err := n.local.Resolve(ctx, ref); err == nil {
 		c.Size = desc.Size
 		if desc.Missing == 0 {
@@ -208,36 +222,40 @@ func (n *Node) located(ctx context.Context, ref oci.Reference) (LocatedContent, 
 	return c, nil
 }
 
-// references returns what a manifest refers to, if it is one and can be read here: its blobs, and of an index the manifests that
-// are here, since nobody holds those of all platforms.
-func (n *Node) references(ctx context.Context, ref oci.Reference) (list []oci.Reference) {
+// parts returns the size of a manifest and what it refers to, if it is one and can be read: its blobs, and of an index the
+// manifests that are here, since nobody holds those of all platforms.
+func (n *Node) parts(ctx context.Context, ref oci.Reference) (size int64, list []part) {
+	from := n.local
+	if ref.Kind == oci.Manifest {
+		from = n.full
+	}
 	ref.Kind = oci.Manifest
-	rc, desc, err := n.local.Open(ctx, ref, 0, -1)
+	rc, desc, err := from.Open(ctx, ref, 0, -1)
 	if err != nil {
-		return nil
+		return -1, nil
 	}
 	defer rc.Close()
 	if !slices.Contains(oci.ManifestMediaTypes, desc.MediaType) || desc.Size > oci.MaxManifest {
-		return nil
+		return desc.Size, nil
 	}
 	body, err := io.ReadAll(io.LimitReader(rc, oci.MaxManifest))
 	if err != nil {
-		return nil
+		return desc.Size, nil
 	}
 	info, err := oci.ParseManifest(body)
 	if err != nil {
-		return nil
+		return desc.Size, nil
 	}
 	for _, m := range info.Manifests {
 		ref.Digest = m.Digest
 		if _, err := n.local.Resolve(ctx, ref); err == nil {
-			list = append(list, ref)
+			list = append(list, part{ref, m.Size})
 		}
 	}
 	ref.Kind = oci.Blob
 	for _, b := range info.Blobs {
 		ref.Digest = b.Digest
-		list = append(list, ref)
+		list = append(list, part{ref, b.Size})
 	}
-	return list
+	return desc.Size, list
 }

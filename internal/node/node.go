@@ -116,9 +116,9 @@ func (n *Node) wire() error {
 	})
 	handler := registry.Config{Name: n.name, Local: here, DefaultRegistry: n.cfg.DefaultRegistry, Log: n.log, Metrics: n.metrics}
 	node, peer := handler, handler
-	node.Door, node.Source, node.PassAuthorization, node.API = "node", n.full, true, n.api()
-	peer.Door, peer.Source, peer.Slots = "peer", listed{chain.Limited(here, limiter(n.cfg.PeerRate)), local}, n.cfg.PeerSlots
-	peer.API = map[string]apiFunc{"node": node.API["node"]}
+	node.Door, node.Source, node.PassAuthorization, node.API = "node", n.full, true, n.api("node")
+	peer.Door, peer.Source, peer.API = "peer", listed{chain.Limited(here, limiter(n.cfg.PeerRate)), local}, n.api("peer")
+	peer.Slots = n.cfg.PeerSlots
 
 	nodeTLS, err := n.nodeTLS()
 	if err != nil {
