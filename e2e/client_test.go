@@ -83,7 +83,13 @@ func (c *client) do(ctx context.Context, method, path string, header ...string) 
 // fetch gets a URL that is no part of the distribution API.
 func fetch(t *testing.T, target string) answer {
 	t.Helper()
-	resp, err := http.Get(target)
+	return fetchBy(t, http.DefaultClient, target)
+}
+
+// fetchBy is fetch by a client that reaches what is not on loopback.
+func fetchBy(t *testing.T, client *http.Client, target string) answer {
+	t.Helper()
+	resp, err := client.Get(target)
 	if err != nil {
 		t.Fatal(err)
 	}

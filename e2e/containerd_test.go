@@ -7,16 +7,20 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"pier/e2e/netns"
 )
 
 // A containerd is a running containerd with root, state and socket of its own.
 type containerd struct {
 	*process
-	ctr    string // the client of the same version
+	ctr    string   // the client of the same version
+	wrap   []string // programs that both are started through
 	root   string
 	socket string
 	start  func(t *testing.T)
@@ -27,15 +31,16 @@ func eachContainerd(t *testing.T, test func(t *testing.T, c *containerd)) {
 	for _, version := range []string{"containerd1", "containerd2"} {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
-			test(t, startContainerd(t, version))
+			test(t, startContainerd(t, version, nil))
 		})
 	}
 }
 
-// startContainerd starts the containerd in toolsDir/version, without the parts that run containers.
-func startContainerd(t *testing.T, version string) *containerd {
+// startContainerd starts the containerd in toolsDir/version, without the parts that run containers, at a place of a site or,
+// if that is nil, on the machine.
+func startContainerd(t *testing.T, version string, at *netns.Place) *containerd {
 	t.Helper()
-	return startContainerdWith(t, version, `version = 2
+	return startContainerdWith(t, version, at, `version = 2
 disabled_plugins = [
   "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
   "io.containerd.nri.v1.nri", "io.containerd.internal.v1.restart", "io.containerd.internal.v1.tracing",
@@ -48,12 +53,12 @@ disabled_plugins = [
 func startCRI(t *testing.T, version, hosts string) *containerd {
 	t.Helper()
 	if version == "containerd1" {
-		return startContainerdWith(t, version, fmt.Sprintf(`version = 2
+		return startContainerdWith(t, version, nil, fmt.Sprintf(`version = 2
 [plugins."io.containerd.grpc.v1.cri".registry]
   config_path = %q
 `, hosts))
 	}
-	return startContainerdWith(t, version, fmt.Sprintf(`version = 3
+	return startContainerdWith(t, version, nil, fmt.Sprintf(`version = 3
 disabled_plugins = ["io.containerd.nri.v1.nri"]
 [plugins.'io.containerd.cri.v1.images'.registry]
   config_path = %q
@@ -61,7 +66,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 }
 
 // startContainerdWith starts a containerd whose configuration begins with head.
-func startContainerdWith(t *testing.T, version, head string) *containerd {
+func startContainerdWith(t *testing.T, version string, at *netns.Place, head string) *containerd {
 	t.Helper()
 	// A socket's path is at most 107 bytes long, and t.TempDir holds the name of the test.
 	dir, err := os.MkdirTemp("", "pier-e2e-ctd-")
@@ -89,9 +94,14 @@ state = "%[1]s/state"
   path = "%[1]s/opt"
 `, dir)+tables)
 	c := &containerd{ctr: tool(version + "/ctr"), root: filepath.Join(dir, "root"), socket: filepath.Join(dir, "c.sock")}
+	command := exec.Command
+	if at != nil {
+		c.wrap, command = at.Line(""), at.Command
+		c.wrap = c.wrap[:len(c.wrap)-1]
+	}
 	c.start = func(t *testing.T) {
 		t.Helper()
-		cmd := exec.Command(tool(version+"/containerd"), "--config", config)
+		cmd := command(tool(version+"/containerd"), "--config", config)
 		// containerd 1.x and 2.x start different programs of the same names.
 		cmd.Env = append(os.Environ(), "PATH="+tool(version)+":"+os.Getenv("PATH"))
 		c.process = startProcess(t, version, cmd)
@@ -119,10 +129,16 @@ func (c *containerd) args(args ...string) []string {
 	return append([]string{"--address", c.socket, "--namespace", "k8s.io"}, args...)
 }
 
+// line is the command line of ctr for a command in namespace k8s.io.
+func (c *containerd) line(args ...string) []string {
+	return slices.Concat(c.wrap, []string{c.ctr}, c.args(args...))
+}
+
 // do runs ctr in namespace k8s.io.
 func (c *containerd) do(t *testing.T, args ...string) string {
 	t.Helper()
-	return run(t, c.ctr, c.args(args...)...)
+	line := c.line(args...)
+	return run(t, line[0], line[1:]...)
 }
 
 // pull pulls an image for linux/amd64 by the given hosts directory.

@@ -18,6 +18,7 @@ var pierBinary, toolsDir string
 // What the tests run, below toolsDir.
 var neededTools = []string{
 	"bin/docker-registry", "bin/referrers-registry", "bin/skopeo", "bin/crane", "bin/regctl",
+	"bin/avahi-daemon", "bin/avahi-browse", "bin/dbus-daemon",
 	"containerd1/containerd", "containerd1/ctr", "containerd2/containerd", "containerd2/ctr",
 }
 

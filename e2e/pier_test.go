@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"pier/e2e/netns"
 )
 
 // A pierConfig says how pier serve is started. The zero value is a node without runtime store, cache and upstreams.
@@ -23,6 +25,9 @@ type pierConfig struct {
 	store     string   // of --store; empty means none
 	unready   bool     // not to wait until it is ready
 	wrap      []string // program that pier is started through, with its arguments
+
+	// at is where it runs, with the default doors and peers; nil means on loopback, with doors of its own and alone.
+	at *netns.Place
 }
 
 // A pier is a running pier serve. Its doors are base URLs.
@@ -30,21 +35,29 @@ type pier struct {
 	*process
 	node, peer, metrics string
 	upstreamsFile       string
-	dir                 string // its home and temporary directory
+	dir                 string       // its home and temporary directory
+	http                *http.Client // reaches its doors
 	start               func(t *testing.T)
 }
 
 // startPier starts a node and waits until it is ready.
 func startPier(t *testing.T, cfg pierConfig) *pier {
 	t.Helper()
-	p := &pier{dir: t.TempDir(), upstreamsFile: filepath.Join(t.TempDir(), "upstreams.yaml")}
-	doors := [3]string{freeAddr(t), freeAddr(t), freeAddr(t)}
-	p.node, p.peer, p.metrics = "http://"+doors[0], "http://"+doors[1], "http://"+doors[2]
+	p := &pier{dir: t.TempDir(), upstreamsFile: filepath.Join(t.TempDir(), "upstreams.yaml"), http: http.DefaultClient}
 	if cfg.store == "" {
 		cfg.store = "none"
 	}
-	args := []string{
-		"serve", "--listen", doors[0], "--peer-listen", doors[1], "--metrics-listen", doors[2], "--store", cfg.store,
+	args := []string{"serve", "--store", cfg.store}
+	start := exec.Command
+	if cfg.at == nil {
+		doors := [3]string{freeAddr(t), freeAddr(t), freeAddr(t)}
+		p.node, p.peer, p.metrics = "http://"+doors[0], "http://"+doors[1], "http://"+doors[2]
+		args = append(args, "--listen", doors[0], "--peer-listen", doors[1], "--metrics-listen", doors[2], "--gossip-listen", "none")
+	} else {
+		p.node, p.peer, p.metrics = "http://127.0.0.1:5001", "http://"+cfg.at.HostPort(5000), "http://"+cfg.at.HostPort(9090)
+		transport := cfg.at.Transport()
+		t.Cleanup(transport.CloseIdleConnections)
+		p.http, start = &http.Client{Transport: transport}, cfg.at.Command
 	}
 	if cfg.upstreams != "" {
 		p.setUpstreams(t, cfg.upstreams)
@@ -54,7 +67,7 @@ func startPier(t *testing.T, cfg pierConfig) *pier {
 	p.start = func(t *testing.T) {
 		t.Helper()
 		line := slices.Concat(cfg.wrap, []string{pierBinary}, args)
-		cmd := exec.Command(line[0], line[1:]...)
+		cmd := start(line[0], line[1:]...)
 		// The last value of a variable counts; those of these tests mean nothing to pier.
 		cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PIER_") })
 		cmd.Env = append(cmd.Env, "HOME="+p.dir, "TMPDIR="+p.dir, "XDG_CACHE_HOME=", "DOCKER_CONFIG="+p.dir, "PIER_LOG_LEVEL=debug")
@@ -88,7 +101,7 @@ func (p *pier) awaitReady(t *testing.T) {
 		if p.ended() {
 			t.Fatalf("pier ended before it was ready: %v", p.cmd.ProcessState)
 		}
-		resp, err := http.Get(p.metrics + "/readyz")
+		resp, err := p.http.Get(p.metrics + "/readyz")
 		if err != nil {
 			return err
 		}
@@ -167,7 +180,7 @@ func (p *pier) peakMemory(t *testing.T) int64 {
 // metric returns the value of one of pier's metrics, given with its labels. One that is not there is a failure.
 func (p *pier) metric(t *testing.T, name string) (value float64) {
 	t.Helper()
-	for line := range strings.Lines(string(fetch(t, p.metrics+"/metrics").body)) {
+	for line := range strings.Lines(string(fetchBy(t, p.http, p.metrics+"/metrics").body)) {
 		if rest, ok := strings.CutPrefix(line, name+" "); ok {
 			if _, err := fmt.Sscan(rest, &value); err != nil {
 				t.Fatal(err)

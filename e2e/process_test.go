@@ -188,11 +188,19 @@ func eventually(t *testing.T, within time.Duration, condition func() error) {
 // awaitListener waits until p accepts connections on addr.
 func awaitListener(t *testing.T, p *process, addr string) {
 	t.Helper()
+	awaitDial(t, p, addr, new(net.Dialer).DialContext)
+}
+
+// awaitDial is awaitListener for what is not on loopback.
+func awaitDial(t *testing.T, p *process, addr string, dial func(ctx context.Context, network, addr string) (net.Conn, error)) {
+	t.Helper()
 	eventually(t, 20*time.Second, func() error {
 		if p.ended() {
 			t.Fatalf("%s ended before it listened on %s: %v", p.name, addr, p.cmd.ProcessState)
 		}
-		conn, err := net.DialTimeout("tcp", addr, time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		conn, err := dial(ctx, "tcp", addr)
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os/exec"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"pier/e2e/faultproxy"
+	"pier/e2e/netns"
 )
 
 // A registryConfig says how a registry is reached and by whom. The zero value is plain HTTP for anybody.
@@ -26,6 +28,8 @@ type registryConfig struct {
 	clientCerts bool         // clients must show a certificate of the same authority
 	basic       bool         // clients must give user and password
 	token       *tokenServer // clients must bring a token
+
+	at *netns.Place // where clients reach it; nil means on loopback
 }
 
 // A registry is Debian's docker-registry with a directory of its own.
@@ -44,7 +48,9 @@ func startRegistry(t *testing.T, cfg registryConfig) *registry {
 	r.addr = r.push
 	r.serve(t, r.push, registryConfig{})
 	if cfg != (registryConfig{}) {
-		r.addr = freeAddr(t)
+		if r.addr = freeAddr(t); cfg.at != nil {
+			r.addr = cfg.at.HostPort(5000)
+		}
 		r.serve(t, r.addr, cfg)
 	}
 	return r
@@ -87,8 +93,12 @@ func (r *registry) serve(t *testing.T, addr string, cfg registryConfig) {
 	}
 	file := filepath.Join(t.TempDir(), "config.yml")
 	writeFile(t, file, string(config))
-	p := startProcess(t, "docker-registry "+addr, exec.Command(tool("bin/docker-registry"), "serve", file))
-	awaitListener(t, p, addr)
+	command, dial := exec.Command, new(net.Dialer).DialContext
+	if cfg.at != nil {
+		command, dial = cfg.at.Command, cfg.at.DialContext
+	}
+	p := startProcess(t, "docker-registry "+addr, command(tool("bin/docker-registry"), "serve", file))
+	awaitDial(t, p, addr, dial)
 	r.processes = append(r.processes, p)
 }
 

@@ -3,8 +3,9 @@
 # own directory, ${PIER_TOOLS:-$HOME/.cache/pier/tools}, but for what 'apt-get update' and Go's caches do. Groups:
 #
 #   lint    golangci-lint
-#   e2e     docker-registry, skopeo, containerd 1.x, containerd 2.x, crane, regctl, a registry with the referrers API
-#   bench   nginx
+#   e2e     docker-registry, skopeo, containerd 1.x, containerd 2.x, crane, regctl, a registry with the referrers API,
+#           avahi
+#   bench   nginx, and curl where the system has none
 #
 # Go programs come from the Go module proxy at the versions below. Debian packages are downloaded and unpacked, never
 # installed: no service starts, and containerd 1.x and 2.x live side by side. Their versions are those of the machine's
@@ -15,6 +16,11 @@ crane=v0.22.1         # github.com/google/go-containerregistry
 regctl=v0.11.7        # github.com/regclient/regclient
 containerd=v2.4.2     # github.com/containerd/containerd/v2
 golangci_lint=v2.15.0 # github.com/golangci/golangci-lint/v2
+
+# Libraries of Debian programs that a machine may lack.
+skopeo_libraries='libgpgme11 libassuan0 libgpg-error0 libdevmapper1.02.1'
+curl_libraries='libcurl4 libbrotli1 libldap-2.5-0 libnghttp2-14 libpsl5 librtmp1 libsasl2-2 libssh2-1'
+avahi_libraries='libavahi-core7 libavahi-client3 libavahi-common3 libdaemon0 libdbus-1-3 libexpat1 libapparmor1 libcap-ng0'
 
 tools=${PIER_TOOLS:-$HOME/.cache/pier/tools}
 mkdir -p "$tools/bin" "$tools/debian"
@@ -87,6 +93,24 @@ link() {
 	ln -sf "$3" "$1/$2"
 }
 
+# wrap PROGRAM FILE PACKAGE... puts a Debian program, which needs the libraries of unpacked packages, where the tests look.
+wrap() {
+	program=$1 file=$2 libraries=
+	shift 2
+	for package; do
+		for dir in "$tools/debian/$package"/usr/lib/*-linux-gnu "$tools/debian/$package"/lib/*-linux-gnu; do
+			[ ! -d "$dir" ] || libraries=$libraries${libraries:+:}$dir
+		done
+	done
+	runs "$file" "$libraries"
+	cat >"$tools/bin/$program.new" <<-EOF
+		#!/bin/sh
+		LD_LIBRARY_PATH='$libraries' exec '$file' "\$@"
+	EOF
+	chmod +x "$tools/bin/$program.new"
+	mv "$tools/bin/$program.new" "$tools/bin/$program"
+}
+
 lint() {
 	program "$tools/bin" github.com/golangci/golangci-lint/v2 $golangci_lint cmd/golangci-lint
 }
@@ -97,24 +121,17 @@ e2e() {
 	program "$tools/containerd2" github.com/containerd/containerd/v2 $containerd cmd/containerd cmd/ctr
 	referrers_registry
 
-	debian containerd docker-registry skopeo libgpgme11 libassuan0 libgpg-error0 libdevmapper1.02.1
+	debian containerd docker-registry skopeo $skopeo_libraries
 	link "$tools/containerd1" containerd "$tools/debian/containerd/usr/bin/containerd"
 	link "$tools/containerd1" ctr "$tools/debian/containerd/usr/bin/ctr"
 	link "$tools/bin" docker-registry "$tools/debian/docker-registry/usr/bin/docker-registry"
+	wrap skopeo "$tools/debian/skopeo/usr/bin/skopeo" $skopeo_libraries
 
-	libraries=
-	for package in libgpgme11 libassuan0 libgpg-error0 libdevmapper1.02.1; do
-		for dir in "$tools/debian/$package"/usr/lib/*-linux-gnu "$tools/debian/$package"/lib/*-linux-gnu; do
-			[ ! -d "$dir" ] || libraries=$libraries${libraries:+:}$dir
-		done
-	done
-	runs "$tools/debian/skopeo/usr/bin/skopeo" "$libraries"
-	cat >"$tools/bin/skopeo.new" <<-EOF
-		#!/bin/sh
-		LD_LIBRARY_PATH='$libraries' exec '$tools/debian/skopeo/usr/bin/skopeo' "\$@"
-	EOF
-	chmod +x "$tools/bin/skopeo.new"
-	mv "$tools/bin/skopeo.new" "$tools/bin/skopeo"
+	debian avahi-daemon avahi-utils dbus-daemon $avahi_libraries
+	wrap avahi-daemon "$tools/debian/avahi-daemon/usr/sbin/avahi-daemon" $avahi_libraries
+	wrap avahi-browse "$tools/debian/avahi-utils/usr/bin/avahi-browse" $avahi_libraries
+	wrap avahi-publish "$tools/debian/avahi-utils/usr/bin/avahi-publish" $avahi_libraries
+	wrap dbus-daemon "$tools/debian/dbus-daemon/usr/bin/dbus-daemon" $avahi_libraries
 }
 
 # referrers_registry builds a registry that has the referrers API, which Debian's does not: crane's own, with that
@@ -153,6 +170,9 @@ referrers_registry() {
 bench() {
 	debian nginx
 	link "$tools/bin" nginx "$tools/debian/nginx/usr/sbin/nginx"
+	command -v curl >/dev/null && return
+	debian curl $curl_libraries
+	wrap curl "$tools/debian/curl/usr/bin/curl" $curl_libraries
 }
 
 [ $# -gt 0 ] || die "usage: tools.sh lint|e2e|bench..."

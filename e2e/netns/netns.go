@@ -44,8 +44,7 @@ type Site struct {
 	severed map[[2]int]bool // pairs of nodes, the smaller number first
 }
 
-// New lays out a site. The caller closes it. What runs of this package that were killed have left on the machine is removed
-// on the way.
+// New lays out a site. The caller closes it. What killed runs have left of theirs is removed on the way.
 func New(ctx context.Context, cfg Config) (*Site, error) {
 	if cfg.Nodes < 1 || cfg.Nodes > MaxNodes {
 		return nil, fmt.Errorf("a site of %d nodes: want 1 to %d", cfg.Nodes, MaxNodes)

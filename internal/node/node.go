@@ -103,7 +103,8 @@ func (n *Node) wire() error {
 	n.engine = transfer.New(engine)
 
 	// What this node has, proven before a byte of it goes to another, and what is on its way to it.
-	here := chain.First(n.log, chain.Proved(runtime), chain.Proved(disk), n.engine.InFlight(), ingest)
+	offered := chain.First(n.log, chain.Proved(runtime), chain.Proved(disk), n.engine.InFlight(), ingest)
+	here := chain.First(n.log, local, n.engine.InFlight(), ingest)
 	n.full = chain.Fresh(chain.FreshConfig{ // what this node can get
 		Content:   chain.First(n.log, chain.Resume(n.log, n.local, n.engine), n.engine),
 		Local:     local,
@@ -117,7 +118,7 @@ func (n *Node) wire() error {
 	handler := registry.Config{Name: n.name, Local: here, DefaultRegistry: n.cfg.DefaultRegistry, Log: n.log, Metrics: n.metrics}
 	node, peer := handler, handler
 	node.Door, node.Source, node.PassAuthorization, node.API = "node", n.full, true, n.api("node")
-	peer.Door, peer.Source, peer.API = "peer", listed{chain.Limited(here, limiter(n.cfg.PeerRate)), local}, n.api("peer")
+	peer.Door, peer.Source, peer.API = "peer", listed{chain.Limited(offered, limiter(n.cfg.PeerRate)), local}, n.api("peer")
 	peer.Slots = n.cfg.PeerSlots
 
 	nodeTLS, err := n.nodeTLS()

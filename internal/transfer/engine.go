@@ -262,25 +262,32 @@ func (e *Engine) InFlight() oci.Source { return inFlight{e} }
 
 type inFlight struct{ e *Engine }
 
+// knownFor is how long a reader from outside waits for a flight that has just begun to know what it carries. It is there because
+// everybody who follows a flight asks at the moment it begins; it ends because two nodes may wait for each other.
+const knownFor = 500 * time.Millisecond
+
 // find returns the flight of ref: from its registry, since what another supplies is not for those who ask this one. A reference
-// without a registry is for whichever has come farthest.
-func (i inFlight) find(ref oci.Reference) (best *flight, desc oci.Descriptor) {
+// without a registry is for whichever has come farthest. Of flights that do not know yet what they carry, any will do.
+// The caller holds mu.
+func (i inFlight) find(ref oci.Reference) (best *flight, desc oci.Descriptor, known bool) {
 	for k, f := range i.e.flights {
 		if k.digest != ref.Digest || k.kind != ref.Kind || ref.Registry != "" && ref.Registry != k.registry {
 			continue
 		}
-		if d, err := f.describe(); err == nil && (best == nil || d.Missing < desc.Missing) {
-			best, desc = f, d
+		d, err := f.describe()
+		if known && (err != nil || d.Missing >= desc.Missing) {
+			continue
 		}
+		best, desc, known = f, d, err == nil
 	}
-	return best, desc
+	return best, desc, known
 }
 
 func (i inFlight) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, error) {
 	i.e.mu.Lock()
 	defer i.e.mu.Unlock()
-	f, desc := i.find(ref)
-	if f == nil {
+	_, desc, known := i.find(ref)
+	if !known {
 		return oci.Descriptor{}, fmt.Errorf("%s is not in flight: %w", ref.Digest, oci.ErrNotFound)
 	}
 	return desc, nil
@@ -288,12 +295,16 @@ func (i inFlight) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor,
 
 func (i inFlight) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
 	i.e.mu.Lock()
-	f, _ := i.find(ref)
-	if f == nil {
-		i.e.mu.Unlock()
-		return nil, oci.Descriptor{}, fmt.Errorf("%s is not in flight: %w", ref.Digest, oci.ErrNotFound)
+	f, _, known := i.find(ref)
+	if f != nil {
+		f.readers++
 	}
-	f.readers++
 	i.e.mu.Unlock()
-	return i.e.reader(ctx, f, oci.Reference{}, offset, length)
+	if f != nil && (known || f.becomesKnown(ctx)) {
+		return i.e.reader(ctx, f, oci.Reference{}, offset, length)
+	}
+	if f != nil {
+		i.e.leave(f)
+	}
+	return nil, oci.Descriptor{}, fmt.Errorf("%s is not in flight: %w", ref.Digest, oci.ErrNotFound)
 }

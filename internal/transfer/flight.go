@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"pier/internal/chain"
 	"pier/internal/oci"
@@ -168,6 +169,27 @@ func (f *flight) isKnown() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.known
+}
+
+// becomesKnown waits until a source has answered, at most for knownFor, and reports whether one did.
+func (f *flight) becomesKnown(ctx context.Context) bool {
+	late := time.NewTimer(knownFor)
+	defer late.Stop()
+	for {
+		f.mu.Lock()
+		known, over, changed := f.known, f.err != nil || f.broken != nil, f.changed
+		f.mu.Unlock()
+		if known || over {
+			return known && !over
+		}
+		select {
+		case <-changed:
+		case <-late.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // run is the whole life of a flight.
