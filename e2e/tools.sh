@@ -127,6 +127,9 @@ e2e() {
 	link "$tools/bin" docker-registry "$tools/debian/docker-registry/usr/bin/docker-registry"
 	wrap skopeo "$tools/debian/skopeo/usr/bin/skopeo" $skopeo_libraries
 
+	for program in ip tc nsenter unshare; do
+		command -v $program >/dev/null || die "no $program here: install iproute2 and util-linux"
+	done
 	debian avahi-daemon avahi-utils dbus-daemon $avahi_libraries
 	wrap avahi-daemon "$tools/debian/avahi-daemon/usr/sbin/avahi-daemon" $avahi_libraries
 	wrap avahi-browse "$tools/debian/avahi-utils/usr/bin/avahi-browse" $avahi_libraries

@@ -15,7 +15,7 @@ import (
 const maxFetchers = 8
 
 // maxLabel is the longest name of a cluster or zone, in bytes: it travels in every packet of the gossip.
-const maxLabel = 64
+const maxLabel = 63
 
 // validatePeers adds what is wrong with how this node finds others, and shares with them.
 func (c *Config) validatePeers(f *faults) {
@@ -33,12 +33,16 @@ func (c *Config) validatePeers(f *faults) {
 		f.add([]string{"peers-dns"}, "peers-dns: %.80q is no name: write one that DNS knows, without a port, for example pier.kube-system.svc.cluster.local", c.PeersDNS)
 	}
 	readable(f, "peers-file", c.PeersFile)
-	readable(f, "cluster-key-file", c.ClusterKeyFile)
+	if isKey(c.ClusterKeyFile) { // a secret, which must not be repeated
+		f.add([]string{"cluster-key-file"}, "cluster-key-file: that is a key itself: write the path of a file that holds it")
+	} else {
+		readable(f, "cluster-key-file", c.ClusterKeyFile)
+	}
 	if c.Cluster == "" || !isLabel(c.Cluster) {
-		f.add([]string{"cluster"}, "cluster: %.80q: write a name of 1 to %d bytes without spaces", c.Cluster, maxLabel)
+		f.add([]string{"cluster"}, "cluster: %.80q: write a name of 1 to %d bytes without spaces, quotes, backslashes, <, > and &", c.Cluster, maxLabel)
 	}
 	if !isLabel(c.Zone) {
-		f.add([]string{"zone"}, "zone: %.80q: write a name of at most %d bytes without spaces", c.Zone, maxLabel)
+		f.add([]string{"zone"}, "zone: %.80q: write a name of at most %d bytes without spaces, quotes, backslashes, <, > and &", c.Zone, maxLabel)
 	}
 	if c.PeerSlots < 1 {
 		f.add([]string{"peer-slots"}, "peer-slots: %d: write a number of at least 1; to serve no other node, set peer-listen to none", c.PeerSlots)
@@ -122,8 +126,14 @@ func isName(s string) bool {
 	return len(s) <= longest && nameRE.MatchString(s) && strings.Trim(s, "0123456789.") != ""
 }
 
-// isLabel reports whether s may name a cluster or a zone. Nothing may, too.
+// isKey reports whether s looks like the content of a cluster key's file.
+func isKey(s string) bool {
+	return len(s) >= 64 && strings.Trim(s, "0123456789abcdefABCDEF") == ""
+}
+
+// isLabel reports whether s may name a cluster or a zone. Nothing may, too. What members tell of each other has no room
+// for more, and none for what JSON would escape.
 func isLabel(s string) bool {
-	unfit := func(r rune) bool { return !unicode.IsPrint(r) || r == ' ' }
+	unfit := func(r rune) bool { return !unicode.IsPrint(r) || r == ' ' || strings.ContainsRune(`"\<>&`, r) }
 	return len(s) <= maxLabel && utf8.ValidString(s) && !strings.ContainsFunc(s, unfit)
 }

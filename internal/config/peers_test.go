@@ -106,8 +106,8 @@ func TestPeerFaults(t *testing.T) {
 		{
 			name: "names and numbers", args: []string{"--cluster=", "--zone=a b", "--peer-slots=0", "--fetchers=9"},
 			want: []string{
-				`cluster: "": write a name of 1 to 64 bytes without spaces`,
-				`zone: "a b": write a name of at most 64 bytes without spaces`,
+				`cluster: "": write a name of 1 to 63 bytes without spaces, quotes, backslashes, <, > and &`,
+				`zone: "a b": write a name of at most 63 bytes without spaces, quotes, backslashes, <, > and &`,
 				`peer-slots: 0: write a number of at least 1; to serve no other node, set peer-listen to none`,
 				`fetchers: 9: write a number from 1 to 8`,
 			},
@@ -115,8 +115,8 @@ func TestPeerFaults(t *testing.T) {
 		{
 			name: "long and unprintable names", args: []string{"--cluster=" + long, "--zone=a\x00", "--fetchers=0"},
 			want: []string{
-				`cluster: "` + long + `": write a name of 1 to 64 bytes without spaces`,
-				`zone: "a\x00": write a name of at most 64 bytes without spaces`,
+				`cluster: "` + long + `": write a name of 1 to 63 bytes without spaces, quotes, backslashes, <, > and &`,
+				`zone: "a\x00": write a name of at most 63 bytes without spaces, quotes, backslashes, <, > and &`,
 				`fetchers: 0: write a number from 1 to 8`,
 			},
 		},
@@ -158,5 +158,13 @@ func TestPeerFaults(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
 			}
 		})
+	}
+}
+
+func TestAKeyInPlaceOfItsFileIsNotRepeated(t *testing.T) {
+	key := strings.Repeat("2bab8e01", 8)
+	_, _, err := load(t, []string{"--cluster-key-file", key}, nil, "")
+	if err == nil || strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), "cluster-key-file") {
+		t.Errorf("got error %v, want one that names the flag and not the key", err)
 	}
 }

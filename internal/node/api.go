@@ -4,9 +4,11 @@ import (
 	"context"
 	"io"
 	"slices"
-	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"pier/internal/chain"
 	"pier/internal/directory"
 	"pier/internal/member"
 	"pier/internal/oci"
@@ -67,21 +69,26 @@ type Receiving struct {
 
 type apiFunc = func(ctx context.Context, arg string) (any, error)
 
-// api is what a door answers under /api/v1/. Only the node door's clients may have this node ask a registry, which locate does.
+// api is what a door answers under /api/v1/. Only clients of the node door may have this node ask a registry, for what a tag
+// names.
 func (n *Node) api(door string) map[string]apiFunc {
 	api := map[string]apiFunc{"node": func(context.Context, string) (any, error) { return n.info(), nil }}
 	if door != "peer" {
 		api["peers"] = n.peersInfo
 	}
-	if door == "node" {
-		api["locate"] = n.locate
+	switch door {
+	case "node":
+		api["locate"] = func(ctx context.Context, arg string) (any, error) { return n.locate(ctx, n.full, arg) }
+	case "metrics":
+		near := chain.First(n.log, n.local, n.peers.source.Names())
+		api["locate"] = func(ctx context.Context, arg string) (any, error) { return n.locate(ctx, near, arg) }
 	}
 	return api
 }
 
 const (
 	askTimeout = time.Second // for all members to say what they hold
-	maxAsking  = 16          // members asked at once
+	maxAsking  = 32          // members asked at once
 	maxLocated = 256         // digests that one answer is about
 )
 
@@ -96,17 +103,10 @@ func (n *Node) peersInfo(ctx context.Context, _ string) (any, error) {
 	info.Faults = append(info.Faults, n.peers.group.Faults()...)
 	members := n.peers.group.Members()
 	info.Peers = make([]PeerInfo, len(members))
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, maxAsking)
-	for i, m := range members {
-		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			info.Peers[i] = n.ask(ctx, m)
-		})
-	}
-	wg.Wait()
-	return info, nil
+	return info, each(len(members), func(i int) error {
+		info.Peers[i] = n.ask(ctx, members[i])
+		return nil
+	})
 }
 
 func (n *Node) self() PeerInfo {
@@ -128,7 +128,7 @@ func (n *Node) ask(ctx context.Context, m member.Member) PeerInfo {
 	if rtt, ok := n.peers.directory.RoundTrip(directory.IDOf(m.Name)); ok {
 		info.RTT = float64(rtt) / float64(time.Millisecond)
 	}
-	if m.Peer == 0 {
+	if m.Peer == 0 || ctx.Err() != nil { // its turn did not come
 		return info
 	}
 	blobs, err := n.peers.source.Blobs(ctx, peer.Peer{Name: m.Name, Door: m.Door(), TLS: m.TLS, Zone: m.Zone})
@@ -143,7 +143,7 @@ func (n *Node) ask(ctx context.Context, m member.Member) PeerInfo {
 
 // locate tells who has content: what arg, a digest or a reference, names, and what that refers to. Of a reference, tag and
 // manifest are had as for a pull; of a digest, only what is here is read.
-func (n *Node) locate(ctx context.Context, arg string) (any, error) {
+func (n *Node) locate(ctx context.Context, from oci.Source, arg string) (any, error) {
 	ref := oci.Reference{Kind: oci.Blob}
 	var err error
 	if ref.Digest, err = oci.ParseDigest(arg); err != nil {
@@ -156,30 +156,43 @@ func (n *Node) locate(ctx context.Context, arg string) (any, error) {
 		info.Ref = ref.String()
 	}
 	if ref.Digest == "" {
-		desc, err := n.full.Resolve(ctx, ref)
+		desc, err := from.Resolve(ctx, ref)
 		if err != nil {
 			return nil, err
 		}
 		ref.Digest = desc.Digest
 	}
-	seen := make(map[oci.Digest]bool)
-	for todo := []part{{ref, -1}}; len(todo) > 0 && len(seen) < maxLocated; todo = todo[1:] {
-		next := todo[0]
-		if seen[next.Digest] {
+	all := []part{{ref, -1}}
+	seen := map[oci.Digest]bool{ref.Digest: true}
+	for i := 0; i < len(all); i++ {
+		if all[i].Kind != oci.Manifest && i > 0 {
 			continue
 		}
-		if next.Kind == oci.Manifest || len(seen) == 0 {
-			size, parts := n.parts(ctx, next.Reference)
-			next.size, todo = max(next.size, size), append(todo, parts...)
+		size, parts := n.parts(ctx, from, all[i].Reference)
+		all[i].size = max(all[i].size, size)
+		for _, p := range parts {
+			if !seen[p.Digest] && len(all) < maxLocated {
+				seen[p.Digest] = true
+				all = append(all, p)
+			}
 		}
-		seen[next.Digest] = true
-		content, err := n.located(ctx, next)
-		if err != nil {
-			return nil, err
-		}
-		info.Content = append(info.Content, content)
 	}
-	return info, nil
+	info.Content = make([]LocatedContent, len(all))
+	err = each(len(all), func(i int) (err error) {
+		info.Content[i], err = n.located(ctx, all[i])
+		return err
+	})
+	return info, err
+}
+
+// each calls do for 0 to n-1, some at once, and returns an error of one of them.
+func each(n int, do func(int) error) error {
+	var g errgroup.Group
+	g.SetLimit(maxAsking)
+	for i := range n {
+		g.Go(func() error { return do(i) })
+	}
+	return g.Wait()
 }
 
 // A part is one content of what is located, and its size in bytes; -1 if that is not known.
@@ -224,12 +237,10 @@ func (n *Node) located(ctx context.Context, p part) (LocatedContent, error) {
 
 // parts returns the size of a manifest and what it refers to, if it is one and can be read: its blobs, and of an index the
 // manifests that are here, since nobody holds those of all platforms.
-func (n *Node) parts(ctx context.Context, ref oci.Reference) (size int64, list []part) {
-	from := n.local
-	if ref.Kind == oci.Manifest {
-		from = n.full
+func (n *Node) parts(ctx context.Context, from oci.Source, ref oci.Reference) (size int64, list []part) {
+	if ref.Kind != oci.Manifest {
+		ref.Kind, from = oci.Manifest, n.local
 	}
-	ref.Kind = oci.Manifest
 	rc, desc, err := from.Open(ctx, ref, 0, -1)
 	if err != nil {
 		return -1, nil

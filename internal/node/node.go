@@ -119,7 +119,7 @@ func (n *Node) wire() error {
 	node, peer := handler, handler
 	node.Door, node.Source, node.PassAuthorization, node.API = "node", n.full, true, n.api("node")
 	peer.Door, peer.Source, peer.API = "peer", listed{chain.Limited(offered, limiter(n.cfg.PeerRate)), local}, n.api("peer")
-	peer.Slots = n.cfg.PeerSlots
+	peer.Slots = n.slots()
 
 	nodeTLS, err := n.nodeTLS()
 	if err != nil {

@@ -32,10 +32,9 @@ type peers struct {
 	directory *directory.Directory
 	source    *peer.Source
 
-	mu   sync.RWMutex // guards byID
+	mu   sync.RWMutex // guards byID and held
 	byID map[directory.ID]member.Member
-
-	held map[directory.Key]oci.Reference // announced, with what it stands for; only announce uses it, and doubted
+	held map[directory.Key]oci.Reference // announced, with what it stands for
 }
 
 // openPeers builds what this node asks other nodes with, and looks for in the end at registries. Without peers that is the
@@ -59,12 +58,22 @@ func (n *Node) openPeers(registries oci.Source) (oci.Source, error) {
 	return n.peers.source, nil
 }
 
-// limiter returns what limits to so many bytes a second; nil for no limit.
+// limiter returns what limits to so many bytes a second, paid for a tenth of a second at a time; nil for no limit.
 func limiter(bytes int64) *rate.Limiter {
 	if bytes == 0 {
 		return nil
 	}
-	return rate.NewLimiter(rate.Limit(bytes), max(int(min(bytes/10, 1<<20)), 64<<10))
+	return rate.NewLimiter(rate.Limit(bytes), int(min(max(bytes/10, 1<<10), 1<<20)))
+}
+
+// slots is how many requests the peer door serves at once: no more than can share its rate without each of them being so slow
+// that it is given up, which would move the load to the registry.
+func (n *Node) slots() int {
+	const share = 256 << 10 // bytes a second
+	if n.cfg.PeerRate == 0 {
+		return n.cfg.PeerSlots
+	}
+	return min(n.cfg.PeerSlots, max(1, int(n.cfg.PeerRate/share)))
 }
 
 func (n *Node) openKeys() error {

@@ -72,7 +72,7 @@ func (n *Node) metricsHandler() http.Handler {
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	api := registry.New(registry.Config{Source: chain.First(n.log), API: n.api("metrics"), Door: "metrics", Log: n.log, Metrics: n.metrics})
+	api := registry.New(registry.Config{Source: chain.First(n.log), API: n.api("metrics"), Door: "metrics", Log: n.log})
 	mux.Handle("GET /api/v1/", api)
 	if n.cfg.Pprof {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)

@@ -175,8 +175,9 @@ func (h *handler) serve(w *response, r *http.Request, rt route) error {
 // logRequest writes the one line of a request. Status is what became of it, see fail; the query is left out: it may be signed.
 func (h *handler) logRequest(r *http.Request, rt route, status int, w *response, dur time.Duration, err error) {
 	ctx, level := context.WithoutCancel(r.Context()), slog.LevelInfo
-	if errors.Is(err, errBusy) || isPart(r, rt) && status < http.StatusInternalServerError {
-		level = slog.LevelDebug // there may be thousands for one pull
+	api := rt.endpoint == endpointNode || rt.endpoint == endpointAPI
+	if errors.Is(err, errBusy) || (isPart(r, rt) || api) && status < http.StatusInternalServerError {
+		level = slog.LevelDebug // there may be thousands for one pull, or one a second of whoever watches
 	}
 	if !h.Log.Enabled(ctx, level) {
 		return
