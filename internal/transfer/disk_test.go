@@ -280,3 +280,19 @@ func TestASickFileIsReplaced(t *testing.T) {
 		}
 	}
 }
+
+// A source of wrong content was never told where nothing is spooled, and asked again each time: whoever claims that content is
+// larger than may be kept gets there.
+func TestWrongContentThatIsNotSpooledIsBlamed(t *testing.T) {
+	f := setup(t, t.TempDir())
+	f.c.Max = 1000
+	wrong := bytes.Clone(f.blob)
+	wrong[10] ^= 1
+	f.up.AddAs(f.ref.Digest, "", wrong)
+	if _, _, err := ocitest.ReadAll(t.Context(), f, f.ref); !errors.Is(err, oci.ErrDigestMismatch) {
+		t.Errorf("got error %v, want ErrDigestMismatch", err)
+	}
+	if n := f.up.blamed.Load(); n != 1 {
+		t.Errorf("the source was blamed %d times, want once", n)
+	}
+}

@@ -235,7 +235,36 @@ func (e *Engine) direct(ctx context.Context, ref oci.Reference, offset, length i
 		rc.Close()
 		return nil, desc, err
 	}
-	return chain.VerifyFrom(rc, desc, h, offset), desc, nil
+	return &blaming{chain.VerifyFrom(rc, desc, h, offset), e, ref, desc.Source}, desc, nil
+}
+
+// blaming is a reader of proven content that tells the Source if it was wrong.
+type blaming struct {
+	io.ReadCloser
+	e    *Engine
+	ref  oci.Reference
+	from string // "" when it is blamed
+}
+
+func (b *blaming) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, oci.ErrDigestMismatch) {
+		b.e.blame(b.ref, b.from)
+		b.from = ""
+	}
+	return n, err
+}
+
+// blame tells the Source that what it supplied was wrong.
+func (e *Engine) blame(ref oci.Reference, from string) {
+	if from == "" {
+		return
+	}
+	e.mismatched.Inc()
+	e.c.Log.Error("source supplied wrong content; nothing of it is kept", "ref", ref.String(), "source", from)
+	if b, ok := e.c.Source.(oci.Blamer); ok {
+		b.Blame(ref, from)
+	}
 }
 
 // diskFailed counts a disk fault and logs it, once until the disk works again.

@@ -93,15 +93,12 @@ func (f *flight) prove(o origin, w *writer) error {
 
 // mismatch reports wrong content, and blames the source unless the fault may be in what an earlier transfer left.
 func (f *flight) mismatch(o origin, w *writer, from string) error {
-	f.e.mismatched.Inc()
 	if w.old > 0 {
+		f.e.mismatched.Inc()
 		f.e.c.Log.Warn("what an interrupted transfer left does not belong to the content: starting anew", "digest", f.digest)
 		return fmt.Errorf("%s: resumed: %w", o.ref, oci.ErrDigestMismatch)
 	}
-	f.e.c.Log.Error("source supplied wrong content; nothing of it is kept", "ref", o.ref.String(), "digest", f.digest, "source", from)
-	if b, ok := f.e.c.Source.(oci.Blamer); ok && from != "" {
-		b.Blame(o.ref, from)
-	}
+	f.e.blame(o.ref.WithDigest(f.digest), from)
 	return fmt.Errorf("%s from %s: %w", o.ref, from, oci.ErrDigestMismatch)
 }
 
