@@ -111,7 +111,7 @@ func (o *once) Open(ctx context.Context, ref oci.Reference, offset, length int64
 	case whole(offset, length, desc):
 		return &proving{&verifier{r: rc, desc: desc, hash: desc.Digest.Algorithm().Hash()}, o, ref, s}, desc, nil
 	}
-	o.check(ref)
+	o.check(ref, false)
 	return rc, desc, nil
 }
 

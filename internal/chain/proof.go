@@ -14,7 +14,7 @@ import (
 const (
 	maxProofs  = 2    // contents read at once only to prove them: the disk is for clients
 	maxWaiting = 64   // contents that wait to be judged in the background; the rest when they are asked for again
-	maxDoubted = 4096 // digests of which it is remembered that somebody doubted them: about 0.5 MB
+	maxDoubted = 64   // digests that are read again because somebody doubted them, in doubtAgain
 
 	// doubtAgain is how long content that somebody doubted is left alone after it: who is wrong, or lies, costs one reading.
 	doubtAgain = 10 * time.Minute
@@ -25,8 +25,8 @@ type Doubter interface {
 	Doubt(ref oci.Reference)
 }
 
-// Doubt implements [Doubter]: what is known of the content is forgotten, and it is read again. The same content is so doubted at
-// most once in ten minutes.
+// Doubt implements [Doubter]: the content is read again, and offered as before until it is found wrong, since whoever doubts may
+// lie. The same content is so doubted at most once in ten minutes.
 func (o *once) Doubt(ref oci.Reference) {
 	if ref.Digest == "" {
 		return
@@ -36,7 +36,7 @@ func (o *once) Doubt(ref oci.Reference) {
 	}
 	if o.doubt(ref.Digest) {
 		o.log.Info("content on this node is said to be wrong, reading it again", "digest", ref.Digest, "source", o.origin)
-		o.check(ref)
+		o.check(ref, true)
 	}
 }
 
@@ -59,12 +59,11 @@ func (o *once) doubt(d oci.Digest) bool {
 		return false // somebody doubts everything
 	}
 	o.doubted[d] = now
-	o.remember(d, unknown)
 	return true
 }
 
-// check proves ref in the background, unless that is under way already. One at a time.
-func (o *once) check(ref oci.Reference) {
+// check proves ref in the background, unless that is under way already; with again, also if it is proven. One at a time.
+func (o *once) check(ref oci.Reference, again bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.checking[ref.Digest] || len(o.checking) >= maxWaiting {
@@ -81,7 +80,11 @@ func (o *once) check(ref oci.Reference) {
 		}()
 		// What it finds is noted where it is found. A fault before the first byte says nothing about the content; whoever asks next
 		// meets it too, and reports it.
-		_, _ = o.settle(context.Background(), ref)
+		if again {
+			_, _ = o.read(context.Background(), ref, true)
+		} else {
+			_, _ = o.settle(context.Background(), ref)
+		}
 	}()
 }
 
@@ -106,7 +109,7 @@ func (o *once) settle(ctx context.Context, ref oci.Reference) (stamp, error) {
 		}
 		o.mu.Unlock()
 		if !joined {
-			p.stamp, p.err = o.read(ctx, ref)
+			p.stamp, p.err = o.read(ctx, ref, false)
 			p.left = p.err != nil && ctx.Err() != nil
 			o.mu.Lock()
 			delete(o.proofs, ref.Digest)
@@ -125,8 +128,8 @@ func (o *once) settle(ctx context.Context, ref oci.Reference) (stamp, error) {
 	}
 }
 
-// read waits for its turn and reads all of ref, if it is not proven by then.
-func (o *once) read(ctx context.Context, ref oci.Reference) (stamp, error) {
+// read waits for its turn and reads all of ref, if it is not proven by then, or again.
+func (o *once) read(ctx context.Context, ref oci.Reference, again bool) (stamp, error) {
 	select {
 	case o.reads <- struct{}{}:
 		defer func() { <-o.reads }()
@@ -138,7 +141,7 @@ func (o *once) read(ctx context.Context, ref oci.Reference) (stamp, error) {
 		return stamp{}, err
 	}
 	defer rc.Close()
-	if o.proven(ref.Digest, s) {
+	if !again && o.proven(ref.Digest, s) {
 		return s, nil
 	}
 	err = drain(ctx, Verify(rc, desc))

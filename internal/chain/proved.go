@@ -84,7 +84,7 @@ func (u *unproven) settle() error {
 	s, err := u.o.settle(u.ctx, u.ref)
 	if err != nil {
 		if u.ctx.Err() != nil {
-			u.o.check(u.ref) // clients that do not wait for it must not be what keeps it from ever being proven
+			u.o.check(u.ref, false) // clients that do not wait for it must not be what keeps it from ever being proven
 		}
 		return err
 	}

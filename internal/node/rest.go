@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -32,6 +33,9 @@ func unmapProgram() error {
 	if err != nil {
 		return err
 	}
+	if movable, err := isPIE(self); err != nil || movable {
+		return err // what was written at the start of such a program, though it is not writable now, exists nowhere else
+	}
 	maps, err := os.Open("/proc/self/maps")
 	if err != nil {
 		return err
@@ -52,4 +56,19 @@ func unmapProgram() error {
 		}
 	}
 	return nil
+}
+
+// isPIE reports whether a program was made to run at any address (e_type is ET_DYN, by the ELF specification).
+func isPIE(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	var kind [2]byte
+	if _, err := f.ReadAt(kind[:], 16); err != nil {
+		return false, err
+	}
+	const dynamic = 3
+	return binary.NativeEndian.Uint16(kind[:]) == dynamic, nil
 }
