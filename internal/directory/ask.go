@@ -16,6 +16,8 @@ type Want struct {
 	// nobody else does.
 	Join, Fetch bool
 
+	All bool // to look only: name everybody, up to 64
+
 	Failed []ID // who did not deliver to the asker, or did not go on; at most 8 are told
 }
 
@@ -114,12 +116,18 @@ func (d *Directory) question(q *query) {
 	}
 }
 
-func (q *query) message(self ID, lease bool) message {
+func (q *query) message(self ID, decides bool) message {
 	m := message{kind: kindAsk, from: self, number: q.number, key: q.want.Key, scope: q.want.Scope, offset: q.want.Offset, failed: q.want.Failed}
 	if q.want.Join {
 		m.flags |= flagJoin
 	}
-	if q.want.Fetch && lease {
+	if q.want.Join && decides {
+		m.flags |= flagPlace
+	}
+	if q.want.All {
+		m.flags |= flagAll
+	}
+	if q.want.Fetch && decides {
 		m.flags |= flagLease
 	}
 	return m
@@ -140,7 +148,7 @@ func (d *Directory) answered(m message) {
 	q.answers = append(q.answers, m)
 	// The answer of who gives the lease is enough if it names a source, and so is any for who does not receive. If not,
 	// another may know one. Who receives is not sent by one coordinator to who is sent to it by another.
-	named := len(m.sources) > 0 || m.flags&flagLease == 0 && m.lease != 0
+	named := !q.want.All && len(m.sources) > 0 || m.flags&flagLease == 0 && m.lease != 0
 	if len(q.waits) == 0 || named && (m.from == q.leaser || !q.want.Join) {
 		d.finish(q)
 	}
@@ -159,8 +167,7 @@ func (d *Directory) expired(q *query) {
 		}
 	}
 	decided := !slices.Contains(q.waits, q.leaser)
-	enough := len(q.answers) > 0 && (!q.want.Fetch || q.useful())
-	if q.round == 0 && !decided && !enough {
+	if q.round == 0 && !decided && !q.enough() {
 		q.round++
 		q.answers = nil
 		d.question(q)
@@ -169,17 +176,27 @@ func (d *Directory) expired(q *query) {
 	d.finish(q)
 }
 
-// useful reports whether an answer names a source.
-func (q *query) useful() bool {
-	return slices.ContainsFunc(q.answers, func(m message) bool { return len(m.sources) > 0 || m.lease != 0 })
+// enough reports whether the answers will do without that of who gives the lease and the place: those of others name, beside
+// who has the content, only who may be waiting for somebody to fetch, too.
+func (q *query) enough() bool {
+	if !q.want.Join && !q.want.Fetch {
+		return len(q.answers) > 0
+	}
+	return slices.ContainsFunc(q.answers, func(m message) bool { return slices.ContainsFunc(m.sources, Source.Whole) })
 }
+
+// gains reports whether a source has more than the asker.
+func (q *query) gains(s Source) bool { return s.Whole() || s.Offset > q.want.Offset }
 
 // finish gives the answer that all the answers come to.
 func (d *Directory) finish(q *query) {
 	q.stop()
 	delete(d.queries, q.number)
 	var a Answer
-	l := list{asker: d.self.ID}
+	l := list{asker: d.self.ID, most: 2 * maxSources}
+	if q.want.All {
+		l.most = maxAll
+	}
 	for _, m := range q.answers {
 		if m.from == q.leaser {
 			a.Granted = m.flags&flagLease != 0
@@ -192,7 +209,7 @@ func (d *Directory) finish(q *query) {
 		}
 		for _, s := range m.sources {
 			// The other coordinators do not know yet that it fetches, and have it wait for others, who wait for it.
-			if !a.Granted || s.Whole() || s.Offset > q.want.Offset {
+			if !a.Granted || q.gains(s) {
 				l.add(s)
 			}
 		}

@@ -31,7 +31,10 @@ const (
 )
 
 // A holding is content that this node has.
-type holding struct{ ranking }
+type holding struct {
+	key Key
+	ranking
+}
 
 // A batch is an announcement on its way.
 type batch struct {
@@ -45,21 +48,26 @@ func (d *Directory) Hold(have, lost []Key) {
 	d.lock()
 	defer d.unlock()
 	for _, key := range lost {
-		h := d.held[key]
+		h := d.holding(key)
 		if h == nil {
 			continue
 		}
-		delete(d.held, key)
 		for _, id := range h.members() {
 			d.change(id, key, false)
 		}
+		last := len(d.holdings) - 1
+		d.held[d.holdings[last].key] = d.held[key]
+		*h = d.holdings[last]
+		d.holdings = d.holdings[:last]
+		delete(d.held, key)
 	}
 	for _, key := range have {
-		if d.held[key] != nil || len(d.held) >= maxHeld {
+		if d.holding(key) != nil || len(d.held) >= maxHeld {
 			continue
 		}
-		h := &holding{d.rank(key)}
-		d.held[key] = h
+		h := holding{key, d.rank(key)}
+		d.held[key] = int32(len(d.holdings))
+		d.holdings = append(d.holdings, h)
 		for _, id := range h.members() {
 			d.change(id, key, true)
 		}
@@ -70,18 +78,17 @@ func (d *Directory) Hold(have, lost []Key) {
 // reassign finds the coordinators anew after members joined and left (in the order of their IDs). If this node has another
 // name, all of them are told.
 func (d *Directory) reassign(joined, left []ID, renamed bool) {
-	for key, h := range d.held {
+	for i := range d.holdings {
+		h := &d.holdings[i]
 		before := h.ranking
 		if renamed || h.lacks(left) {
-			h.ranking = d.rank(key)
-		} else {
-			for _, id := range joined {
-				h.add(id, score(id, key))
-			}
+			h.ranking = d.rank(h.key)
+		} else if !h.join(joined) {
+			continue
 		}
 		for _, id := range h.members() {
 			if renamed || !before.contains(id) {
-				d.change(id, key, true)
+				d.change(id, h.key, true)
 			}
 		}
 	}
@@ -90,16 +97,36 @@ func (d *Directory) reassign(joined, left []ID, renamed bool) {
 
 // refresh announces one slot of the holdings again.
 func (d *Directory) refresh() {
-	for key, h := range d.held {
-		if int(key[len(key)-1])%refreshSlots != d.slot {
+	for i := range d.holdings {
+		h := &d.holdings[i]
+		if int(h.key[len(h.key)-1])%refreshSlots != d.slot {
 			continue
 		}
 		for _, id := range h.members() {
-			d.change(id, key, true)
+			d.change(id, h.key, true)
 		}
 	}
 	d.slot = (d.slot + 1) % refreshSlots
 	d.schedule(0)
+}
+
+// holding returns what is known of content that this node has, or nil. It is good until the next call of [Directory.Hold].
+func (d *Directory) holding(key Key) *holding {
+	if i, ok := d.held[key]; ok {
+		return &d.holdings[i]
+	}
+	return nil
+}
+
+// join ranks those who joined, and reports whether one of them is a coordinator now.
+func (h *holding) join(joined []ID) (changed bool) {
+	for _, id := range joined {
+		if s := score(id, h.key); s >= h.scores[coordinators-1] { // 0 as long as it is free
+			h.add(id, s)
+			changed = true
+		}
+	}
+	return changed
 }
 
 // lacks reports whether one of the coordinators left.
@@ -192,7 +219,7 @@ func (d *Directory) again(b *batch) {
 		return
 	}
 	for _, key := range slices.Concat(b.msg.held, b.msg.dropped) {
-		h := d.held[key]
+		h := d.holding(key)
 		if h == nil || h.contains(b.to) {
 			d.change(b.to, key, h != nil)
 		}

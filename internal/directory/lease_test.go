@@ -127,6 +127,7 @@ func TestLeaseIsNotKeptForever(t *testing.T) {
 	})
 }
 
+// The failure of one must not send all of a site to the registry at once, nor have them wait for each other's failures.
 func TestRefusalOpens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t, 30)
@@ -137,14 +138,30 @@ func TestRefusalOpens(t *testing.T) {
 		track.Report(0, true)
 		track.End(true)
 		settle()
-		for _, n := range nodes[1:5] {
-			if a := n.receive(k, 0); !a.Granted {
-				t.Errorf("after a refusal: got %+v, want everybody to fetch", a)
+		fetch := func(nodes []*node) (granted []*node) {
+			for _, n := range nodes {
+				if n.receive(k, 0).Granted {
+					granted = append(granted, n)
+				}
 			}
+			return granted
+		}
+		first := fetch(nodes[1:10])
+		if len(first) != 3 { // two beside each other, and one with the lease
+			t.Errorf("after a refusal %d fetch, want 3", len(first))
+		}
+		for _, n := range first {
+			track := n.Track(k, 0, nil)
+			track.Report(0, true)
+			track.End(true)
+			settle()
+		}
+		if n := len(fetch(nodes[10:])); n < 8 {
+			t.Errorf("after four refusals %d fetch, want more each time", n)
 		}
 		time.Sleep(openFor)
 		granted := 0
-		for _, n := range nodes[5:] {
+		for _, n := range nodes[10:] {
 			if n.receive(k, 0).Granted {
 				granted++
 			}
@@ -328,6 +345,58 @@ func TestTrackIsReplaced(t *testing.T) {
 		synctest.Wait()
 		if a, _ := net.others(k)[1].lookup(Want{Key: k, Offset: 0}); len(a.Sources) != 1 {
 			t.Errorf("got %+v, want the receiver: only its former Track ended", a)
+		}
+	})
+}
+
+// At a simultaneous start the first coordinator asks itself, at once, and so fetches. When it crashed nobody took over: the
+// other coordinators named neighbours that waited as well, and the lease was not asked for once more.
+func TestFetcherIsTheFirstCoordinator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t, 30)
+		k := testKey(1)
+		fetcher := net.coordinators(k)[0]
+		if a := fetcher.receive(k, 0); !a.Granted {
+			t.Fatalf("the first gets %+v, want the lease", a)
+		}
+		fetcher.Track(k, 0, nil).Report(100, true)
+		synctest.Wait()
+		for _, n := range net.others(k)[:5] {
+			n.receive(k, 90)
+		}
+		net.kill(fetcher.ID)
+		granted := 0
+		for _, n := range net.others(k)[:5] {
+			a := n.receive(k, 100, fetcher.ID)
+			if a.Granted {
+				granted++
+				if len(a.Sources) > 0 {
+					t.Errorf("who fetches is sent to %v, who have no more", a.Sources)
+				}
+			} else if a.Fetcher == 0 {
+				t.Errorf("got %+v, want a fetcher", a)
+			}
+		}
+		if granted != 1 {
+			t.Errorf("%d took over, want 1", granted)
+		}
+	})
+}
+
+// A fetcher that gets a few bytes now and then held up everybody for ever.
+func TestDripDoesNotKeepTheLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t, 10)
+		k := testKey(1)
+		nodes := net.others(k)
+		nodes[0].receive(k, 0)
+		track := nodes[0].Track(k, 0, nil)
+		for i := range int64(20) {
+			track.Report(100*i, true)
+			time.Sleep(reportFetcher)
+		}
+		if a := nodes[1].receive(k, 1900); !a.Granted {
+			t.Errorf("beside a fetcher of 400 bytes a second: got %+v, want the lease", a)
 		}
 	})
 }

@@ -17,7 +17,7 @@ const (
 	kindAck                      // number of an announcement
 	kindAsk                      // number, key, scope, flags, offset, failed
 	kindAnswer                   // number, flags, lease, sources
-	kindProgress                 // key, scope, flags, offset
+	kindProgress                 // key, scope, flags, offset, lease: whom the sender reads from
 	kindConflict                 // key, scope, lease
 	kindDoubt                    // key
 )
@@ -29,6 +29,8 @@ const (
 	flagEnded              // progress: the transfer is over
 	flagFailed             // progress: it is over because the registry did not supply it to this node
 	flagWhole              // progress: it is over because this node has all of it now
+	flagPlace              // ask: gives the asker its place among those who receive
+	flagAll                // ask: names everybody, rather than a few to read from
 )
 
 // MaxMessage is the size of the largest message, in bytes: it fits a datagram on every link, with room for encryption.
@@ -37,7 +39,8 @@ const MaxMessage = 1200
 const (
 	maxKeys    = 72 // in one announcement
 	maxFailed  = 8
-	maxSources = 8 // in one answer
+	maxSources = 8          // in one answer
+	maxAll     = maxHolders // in one that names everybody
 )
 
 var errMessage = errors.New("malformed message")
@@ -54,7 +57,7 @@ type message struct {
 	scope   Scope
 	flags   byte
 	offset  int64
-	lease   ID // 0: nobody has it
+	lease   ID // 0: nobody
 	reached int64
 	held    []Key
 	dropped []Key
@@ -90,6 +93,7 @@ func (m message) encode() []byte {
 		}
 	case kindProgress:
 		b = m.appendTransfer(b)
+		b = binary.BigEndian.AppendUint64(b, uint64(m.lease))
 	case kindConflict:
 		b = append(b, m.key[:]...)
 		b = binary.BigEndian.AppendUint64(b, uint64(m.scope))
@@ -139,12 +143,13 @@ func parseMessage(b []byte) (message, error) {
 	case kindAnswer:
 		m.number, m.flags = r.uint32(), r.byte()
 		r.lease(&m)
-		for range r.length(maxSources) {
+		for range r.length(maxAll) {
 			id := ID(r.uint64())
 			m.sources = append(m.sources, Source{id, r.varint() - 1})
 		}
 	case kindProgress:
 		r.transfer(&m)
+		m.lease = ID(r.uint64())
 	case kindConflict:
 		m.key, m.scope = r.key(), Scope(r.uint64())
 		r.lease(&m)

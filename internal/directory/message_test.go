@@ -20,7 +20,7 @@ func largest() (all []message) {
 	for i := range maxFailed {
 		m.failed = append(m.failed, ^ID(i))
 	}
-	for i := range maxSources {
+	for i := range maxAll {
 		m.sources = append(m.sources, Source{^ID(i), far})
 	}
 	for k := kindAnnounce; k <= kindDoubt; k++ {
@@ -43,7 +43,7 @@ func of(m message) message {
 	case kindAnswer:
 		u.number, u.flags, u.lease, u.reached, u.sources = m.number, m.flags, m.lease, m.reached, m.sources
 	case kindProgress:
-		u.key, u.scope, u.flags, u.offset = m.key, m.scope, m.flags, m.offset
+		u.key, u.scope, u.flags, u.offset, u.lease = m.key, m.scope, m.flags, m.offset, m.lease
 	case kindConflict:
 		u.key, u.scope, u.lease, u.reached = m.key, m.scope, m.lease, m.reached
 	case kindDoubt:

@@ -25,6 +25,7 @@ type Track struct {
 	// Guarded by d.mu.
 	offset  int64
 	fetches bool
+	from    ID     // whom it reads from; 0: nobody knows
 	stop    func() // the next report
 	ended   bool
 }
@@ -58,6 +59,14 @@ func (t *Track) Report(offset int64, fetches bool) {
 	}
 }
 
+// Reads notes whom this node reads from. The coordinators are told with the next report, so that they send nobody to who
+// waits for that one itself.
+func (t *Track) Reads(from ID) {
+	t.d.lock()
+	defer t.d.unlock()
+	t.from = from
+}
+
 // End says that the transfer is over. Refused says that this node fetched, and the registry did not supply the content: then
 // others may try at once. If this node has all of the content now, [Directory.Hold] is called first: the end then says so,
 // and there is no moment at which neither a fetcher nor a holder is known.
@@ -75,19 +84,21 @@ func (t *Track) End(refused bool) {
 	flags := byte(flagEnded)
 	if refused {
 		flags |= flagFailed
-	} else if t.d.held[t.key] != nil {
+	} else if t.d.holding(t.key) != nil {
 		flags |= flagWhole
 	}
 	t.report(flags)
 }
 
 func (t *Track) report(flags byte) {
+	m := message{kind: kindProgress, from: t.d.self.ID, key: t.key, scope: t.scope, flags: flags, offset: t.offset, lease: t.from}
 	if t.fetches {
-		flags |= flagLease
+		m.flags |= flagLease
+		m.lease = 0
 	}
 	r := t.d.rank(t.key)
 	for _, id := range r.members() {
-		t.d.send(id, message{kind: kindProgress, from: t.d.self.ID, key: t.key, scope: t.scope, flags: flags, offset: t.offset})
+		t.d.send(id, m)
 	}
 }
 

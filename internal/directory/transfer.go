@@ -1,8 +1,6 @@
 package directory
 
 import (
-	"fmt"
-	"os"
 	"slices"
 	"time"
 )
@@ -17,9 +15,14 @@ const (
 	// fetch: then another fetches what it has once more.
 	aheadRest = time.Second
 
-	// openFor is how long everybody may fetch after a fetcher said that the registry does not supply it: the reason may be
-	// the fetcher's own, such as credentials, and if not, nobody waits for another's failure.
-	openFor = 10 * time.Second
+	// leaseLeast is what counts as progress, in bytes: less than that in leaseRest would hold up everybody for ever.
+	leaseLeast = 4 << 10
+
+	// openFor is how long others may fetch beside each other after a fetcher said that the registry does not supply it: the
+	// reason may be the fetcher's own, such as credentials. After the first failure two may, after each further one twice
+	// as many: nobody waits long for the failures of others, and a registry that is in trouble is not asked by all at once.
+	openFor     = 10 * time.Second
+	maxFailures = 14
 
 	receiverTTL = 15 * time.Second // a receiver that was not heard of is not offered
 )
@@ -32,13 +35,17 @@ type transfer struct {
 	lease    ID // who fetches; 0: nobody
 	begun    bool
 	reached  int64         // bytes the fetcher has
-	progress time.Duration // when they became more
+	counted  int64         // of them when that was last taken for progress
+	progress time.Duration // then
 	freed    time.Duration // when the lease was given back
-	open     time.Duration // until then everybody may fetch
+	failures int           // of fetchers, since one got on
+	open     time.Duration // until then
+	spare    int           // so many may fetch beside each other
 
 	receivers map[ID]*receiver
 	came      map[string]*queue // those of each zone (tree.go)
 	below     map[ID]int        // how many receivers are sent to each first
+	placed    int               // how many those are in all
 	most      []*receiver       // those that have most, most first
 	fewer     bool              // most lacks some
 }
@@ -145,7 +152,7 @@ func (t *transfer) lapses() time.Duration {
 
 // grant gives the lease to a node that has offset bytes.
 func (t *transfer) grant(id ID, offset int64, now time.Duration) {
-	t.lease, t.begun, t.reached, t.progress = id, false, offset, now
+	t.lease, t.begun, t.reached, t.counted, t.progress = id, false, offset, offset, now
 }
 
 // asked answers another node's question.
@@ -185,7 +192,8 @@ func (d *Directory) decide(t *transfer, m message, answer *message, now time.Dur
 	}
 	switch {
 	case m.flags&flagLease == 0:
-	case now < t.open:
+	case now < t.open && t.spare > 0:
+		t.spare--
 		answer.flags |= flagLease
 		return
 	case t.lease == m.from:
@@ -194,13 +202,6 @@ func (d *Directory) decide(t *transfer, m message, answer *message, now time.Dur
 		}
 	case !t.fetched(now) && (!t.ahead(m, now) || now-t.lapses() > aheadRest):
 		t.grant(m.from, m.offset, now)
-	}
-	if os.Getenv("DBG") != "" && m.flags&flagLease != 0 && t.lease != m.from && !t.fetched(now) {
-		x := ""
-		for _, r := range t.leaders() {
-			x += fmt.Sprintf(" %x@%.3f", r.id>>48, float64(r.offset)/(1<<20))
-		}
-		fmt.Fprintf(os.Stderr, "NOT GRANTED at %x to %x offset %.3f lease %x lapses %v now %v leaders %s\n", d.self.ID>>48, m.from>>48, float64(m.offset)/(1<<20), t.lease>>48, t.lapses(), now, x)
 	}
 	if t.lease == m.from {
 		answer.flags |= m.flags & flagLease
@@ -228,13 +229,14 @@ func (d *Directory) progressed(m message) {
 		return
 	}
 	d.heard(t, m.from, m.offset, now)
+	if r := t.receivers[m.from]; r != nil && (m.lease != 0 || m.flags&flagLease != 0) {
+		t.attach(r, m.lease)
+	}
 	switch {
 	case t.lease == m.from && m.flags&flagLease == 0:
 		t.lease, t.freed = 0, now
 	case t.lease == m.from:
-		if m.offset > t.reached {
-			t.begun, t.reached, t.progress = true, m.offset, now
-		}
+		t.advance(m.offset, now)
 	case m.flags&flagLease == 0 || now < t.open:
 	case t.fetched(now) && yields(m.from, m.offset, t.lease, t.reached):
 		// Two fetch, perhaps because a coordinator was not reached.
@@ -254,10 +256,24 @@ func (d *Directory) ended(r *record, m message, now time.Duration) {
 	if t == nil {
 		return
 	}
+	counts := t.lease == m.from || t.lease == 0 || now < t.open // else anybody could send all the others to the registry
 	d.gone(t, m.from, now)
-	if m.flags&flagFailed != 0 {
-		t.open = now + openFor
+	if m.flags&flagFailed != 0 && counts {
+		t.failures = min(t.failures+1, maxFailures)
+		t.spare, t.open = 1<<t.failures, now+openFor
 	}
+}
+
+// advance notes how far the fetcher is. What hardly moves does not keep the lease.
+func (t *transfer) advance(offset int64, now time.Duration) {
+	if offset <= t.reached {
+		return
+	}
+	if !t.begun || offset-t.counted >= leaseLeast {
+		t.counted, t.progress = offset, now
+	}
+	t.begun, t.reached = true, offset
+	t.failures, t.open = 0, 0
 }
 
 // yields reports whether of two who fetch the same the one leaves it to the other: the one with the greater ID does, unless

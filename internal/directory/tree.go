@@ -27,65 +27,77 @@ func (d *Directory) sources(r *record, t *transfer, m message, now time.Duration
 			far = append(far, Source{h.id, whole})
 		}
 	}
-	l := list{asker: m.from}
-	var earlier []*receiver
-	if t != nil {
-		earlier = d.plant(&l, t, m, near, now)
+	l := list{asker: m.from, most: maxSources}
+	if m.flags&flagAll != 0 {
+		l.most = maxAll
+	}
+	if t != nil && m.flags&flagPlace != 0 {
+		d.plant(&l, t, m, near, now)
 	}
 	d.rand.Shuffle(len(near), func(i, j int) { near[i], near[j] = near[j], near[i] })
 	d.rand.Shuffle(len(far), func(i, j int) { far[i], far[j] = far[j], far[i] })
 	l.add(near...)
 	l.add(far...)
 	if t != nil {
-		d.others(&l, t, earlier, m, now)
+		d.others(&l, t, m, now)
+	}
+	if t != nil && m.flags&flagAll != 0 {
+		for id, r := range t.receivers {
+			l.add(Source{id, r.offset})
+		}
 	}
 	return l.sources
 }
 
-// A list collects different sources, at most maxSources.
+// A list collects different sources.
 type list struct {
 	asker   ID
+	most    int
 	sources []Source
 }
 
 func (l *list) add(sources ...Source) {
 	for _, s := range sources {
-		if len(l.sources) < maxSources && s.ID != l.asker && !slices.ContainsFunc(l.sources, func(o Source) bool { return o.ID == s.ID }) {
+		if len(l.sources) < l.most && s.ID != l.asker && !slices.ContainsFunc(l.sources, func(o Source) bool { return o.ID == s.ID }) {
 			l.sources = append(l.sources, s)
 		}
 	}
 }
 
-// plant adds the asker's place in the tree of its zone, and returns who came earlier there. Roots are those who hold the
-// content, or else who fetches it; below them is everybody in the order of arrival, fanOut under each. Who came earlier never
-// receives from who came later, but from who fetches, so nobody waits in a circle. The asker keeps its place as long as who is
-// above it does not fail.
-func (d *Directory) plant(l *list, t *transfer, m message, roots []Source, now time.Duration) []*receiver {
+// plant adds the asker's place in the tree of its zone. Roots are those who hold the content, or else who fetches it; below
+// them is everybody in the order of arrival, fanOut under each. Who came earlier never receives from who came later, but from
+// who fetches, so nobody waits in a circle. The asker keeps its place as long as who is above it does not fail.
+//
+// Only the coordinator that is asked for it gives a place: the others saw the askers come in another order. Reports of progress
+// tell them whom everybody reads from, for the time when they are asked.
+func (d *Directory) plant(l *list, t *transfer, m message, roots []Source, now time.Duration) {
 	r := t.receivers[m.from]
 	if r == nil {
-		return nil
+		return
 	}
 	if t.lease == m.from {
 		t.attach(r, 0)
-		return nil
+		return
 	}
 	if len(roots) == 0 && t.fetched(now) {
 		roots = []Source{{t.lease, t.reached}}
 	}
-	q := t.came[r.zone]
-	at, _ := place(q.receivers, r.arrival)
-	earlier := q.receivers[:at]
 	if s, ok := d.parent(t, r, m, roots, now); ok {
 		t.attach(r, s.ID)
 		l.add(s)
 	} else {
 		t.attach(r, 0)
 	}
-	return earlier
 }
 
-// maxSearch is how many of those that came earlier are looked at for one that has room below it.
-const maxSearch = 256
+const (
+	// maxSearch is how many of those that came earlier are looked at for one that has room below it.
+	maxSearch = 256
+
+	// A coordinator that is asked for a place because another was not heard does not know yet whom most receivers were sent to:
+	// if there are more than maxStrangers, it sends the asker to any of them, since those at the top have enough below them.
+	maxStrangers = 8
+)
 
 // parent returns who is above the receiver r of m in the tree: who is already, or the first that has room below it.
 func (d *Directory) parent(t *transfer, r *receiver, m message, roots []Source, now time.Duration) (Source, bool) {
@@ -95,6 +107,14 @@ func (d *Directory) parent(t *transfer, r *receiver, m message, roots []Source, 
 	if p := t.receivers[r.parent]; p != nil && p.zone == r.zone && p.arrival < r.arrival && d.offered(t, p, m, now) && !t.under(p, r) {
 		return Source{p.id, p.offset}, true
 	}
+	q := t.came[r.zone]
+	at, _ := place(q.receivers, r.arrival)
+	held := len(roots) > 0 && roots[0].Whole()
+	if !held && at > maxStrangers && t.placed < len(t.receivers)/2 {
+		if p := q.receivers[d.rand.IntN(at)]; d.offered(t, p, m, now) && !t.under(p, r) {
+			return Source{p.id, p.offset}, true
+		}
+	}
 	var root Source
 	if len(roots) > 0 {
 		root = slices.MinFunc(roots, func(a, b Source) int { return cmp.Compare(t.below[a.ID], t.below[b.ID]) })
@@ -102,12 +122,9 @@ func (d *Directory) parent(t *transfer, r *receiver, m message, roots []Source, 
 			return root, true
 		}
 	}
-	q := t.came[r.zone]
-	for i := q.room; i < len(q.receivers) && i < q.room+maxSearch; i++ {
+	for i := q.room; i < min(at, q.room+maxSearch); i++ {
 		p := q.receivers[i]
 		switch {
-		case p.arrival >= r.arrival:
-			return root, len(roots) > 0
 		case t.below[p.id] >= fanOut:
 			if i == q.room {
 				q.room++
@@ -135,8 +152,11 @@ func (t *transfer) attach(r *receiver, parent ID) {
 	if r.parent == parent {
 		return
 	}
-	if t.below[r.parent]--; t.below[r.parent] <= 0 {
-		delete(t.below, r.parent)
+	if r.parent != 0 {
+		t.placed--
+		if t.below[r.parent]--; t.below[r.parent] == 0 {
+			delete(t.below, r.parent)
+		}
 	}
 	if p := t.receivers[r.parent]; p != nil {
 		q := t.came[p.zone]
@@ -145,6 +165,7 @@ func (t *transfer) attach(r *receiver, parent ID) {
 	}
 	if r.parent = parent; parent != 0 {
 		t.below[parent]++
+		t.placed++
 	}
 }
 
@@ -158,17 +179,20 @@ func (d *Directory) offered(t *transfer, r *receiver, m message, now time.Durati
 	return r.id != m.from && r.id != t.lease && now-r.heard <= receiverTTL && !slices.Contains(m.failed, r.id) && d.member(r.id)
 }
 
-// others adds some that have more than the asker: any of those who came earlier, if it has a place among them, so that not
-// everybody turns to the same few when the places change; else who fetches, and the receivers that have most.
-func (d *Directory) others(l *list, t *transfer, earlier []*receiver, m message, now time.Duration) {
-	if len(l.sources) > 0 && len(earlier) > 0 {
+// others adds some that have more than the asker. For one that receives those are any of its zone, so that not everybody turns
+// to the same few when places change; else who fetches, and the receivers that have most.
+func (d *Directory) others(l *list, t *transfer, m message, now time.Duration) {
+	if r := t.receivers[m.from]; r != nil && t.lease != m.from {
+		zone := t.came[r.zone].receivers
 		for range 2 * maxSources {
-			r := earlier[d.rand.IntN(len(earlier))]
+			r := zone[d.rand.IntN(len(zone))]
 			if r.offset > m.offset && d.offered(t, r, m, now) {
 				l.add(Source{r.id, r.offset})
 			}
 		}
-		return
+		if len(l.sources) > 0 {
+			return
+		}
 	}
 	if t.fetched(now) {
 		l.add(Source{t.lease, t.reached})

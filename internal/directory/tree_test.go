@@ -207,7 +207,7 @@ func BenchmarkAsked(b *testing.B) {
 			d.SetMembers(members[0], members)
 			questions := make([][]byte, n)
 			for i, m := range members {
-				questions[i] = message{kind: kindAsk, from: m.ID, flags: flagJoin | flagLease, offset: int64(i)}.encode()
+				questions[i] = message{kind: kindAsk, from: m.ID, flags: flagJoin | flagLease | flagPlace, offset: int64(i)}.encode()
 			}
 			b.ResetTimer()
 			for i := range b.N {
@@ -215,4 +215,105 @@ func BenchmarkAsked(b *testing.B) {
 			}
 		})
 	}
+}
+
+// Each coordinator saw the askers come in an order of its own. One that took over sent nodes to such as read from them, and
+// half of the site stood still: now it is told whom everybody reads from.
+func TestAnotherCoordinatorKnowsTheTree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t, 60)
+		k := testKey(1)
+		list := follow(net, k)
+		parents := make(map[ID]ID)
+		for i, f := range list {
+			tr := f.Track(k, 0, nil)
+			tr.Report(100, i == 0)
+			tr.Reads(f.parent)
+			parents[f.ID] = f.parent
+		}
+		time.Sleep(2 * reportReceiver)
+		net.kill(net.coordinators(k)[0].ID, list[0].ID)
+		orphans := 0
+		for _, f := range list[1:] {
+			a := f.receive(k, 100, list[0].ID)
+			if f.parent == list[0].ID {
+				orphans++
+				f.parent = 0
+			}
+			if a.Granted {
+				parents[f.ID] = 0
+				continue
+			}
+			if len(a.Sources) == 0 {
+				t.Fatalf("%x is sent to nobody: %+v", f.ID, a)
+			}
+			if f.parent != 0 && a.Sources[0].ID != f.parent {
+				t.Errorf("%x lost its place below %x, who is there", f.ID, f.parent)
+			}
+			parents[f.ID] = a.Sources[0].ID
+		}
+		if orphans == 0 {
+			t.Fatal("nobody was below the fetcher")
+		}
+		for id := range parents {
+			steps := 0
+			for at := id; at != 0; at = parents[at] {
+				if steps++; steps > len(list) {
+					t.Fatalf("%x waits in a circle", id)
+				}
+			}
+		}
+	})
+}
+
+// Who is not asked for a place gives none: places of two coordinators would contradict each other.
+func TestOneCoordinatorGivesPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t, 40)
+		k := testKey(1)
+		list := follow(net, k)
+		for i, c := range net.coordinators(k) {
+			c.lock()
+			tr := c.records[k].transfers[0]
+			if want := map[bool]int{true: len(list) - 1, false: 0}[i == 0]; tr.placed != want || len(tr.receivers) != len(list) {
+				t.Errorf("coordinator %d gave %d places to %d receivers, want %d", i, tr.placed, len(tr.receivers), want)
+			}
+			c.unlock()
+		}
+	})
+}
+
+// Nodes that come over a long time, while others end, do not all come below the same one.
+func TestPlacesOfThoseWhoEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t, 100)
+		k := testKey(1)
+		const active = 12 // at a time
+		below := make(map[ID]int)
+		type reader struct {
+			*node
+			*Track
+			parent ID
+		}
+		var readers []reader
+		for i, n := range net.others(k) {
+			a := n.receive(k, 0)
+			r := reader{node: n, Track: n.Track(k, 0, nil)}
+			if i > 0 {
+				r.parent = a.Sources[0].ID
+				if below[r.parent]++; below[r.parent] > fanOut+1 {
+					t.Errorf("node %d is the %dth below one at a time", i, below[r.parent])
+				}
+			}
+			r.Report(1, i == 0)
+			if readers = append(readers, r); len(readers) > active {
+				done := readers[0]
+				readers = readers[1:]
+				below[done.parent]--
+				done.Hold([]Key{k}, nil)
+				done.End(false)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
 }

@@ -2,8 +2,11 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,6 +22,7 @@ import (
 type PeersInfo struct {
 	Self   PeerInfo   `json:"self"`
 	Peers  []PeerInfo `json:"peers"`  // the others, by name
+	Ways   []string   `json:"ways"`   // settings by which this node looks for others, such as "mdns"
 	Faults []string   `json:"faults"` // what is wrong with the peers file, a line each; those lines are skipped
 }
 
@@ -49,12 +53,13 @@ const (
 type LocateInfo struct {
 	Ref     string           `json:"ref"`     // what was asked for, in full
 	Content []LocatedContent `json:"content"` // each digest once: the one asked for, then what it refers to
+	Partial string           `json:"partial"` // why Content is not all of it, for people; "" if it is
 }
 
 // LocatedContent says who has the content of one digest.
 type LocatedContent struct {
 	Digest    oci.Digest  `json:"digest"`
-	Kind      string      `json:"kind"`      // "manifest" or "blob", as [oci.Kind] is written
+	Kind      string      `json:"kind"`      // "manifest" or "blob", as [oci.Kind] is written; "" if not known
 	Size      int64       `json:"size"`      // bytes; -1 if not known
 	Holders   []PeerRef   `json:"holders"`   // have all of it
 	Receiving []Receiving `json:"receiving"` // have some of it, and get more
@@ -96,7 +101,7 @@ const (
 func (n *Node) peersInfo(ctx context.Context, _ string) (any, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	info := PeersInfo{Self: n.self(), Peers: []PeerInfo{}, Faults: []string{}}
+	info := PeersInfo{Self: n.self(), Peers: []PeerInfo{}, Ways: n.ways(), Faults: []string{}}
 	if n.peers.group == nil {
 		return info, nil
 	}
@@ -107,6 +112,20 @@ func (n *Node) peersInfo(ctx context.Context, _ string) (any, error) {
 		info.Peers[i] = n.ask(ctx, members[i])
 		return nil
 	})
+}
+
+// ways returns by which settings this node looks for others.
+func (n *Node) ways() []string {
+	list := []string{}
+	for _, way := range []struct {
+		name  string
+		taken bool
+	}{{"peers", len(n.cfg.Peers) > 0}, {"peers-file", n.cfg.PeersFile != ""}, {"peers-dns", n.cfg.PeersDNS != ""}, {"mdns", n.cfg.MDNS}} {
+		if way.taken {
+			list = append(list, way.name)
+		}
+	}
+	return list
 }
 
 func (n *Node) self() PeerInfo {
@@ -144,12 +163,9 @@ func (n *Node) ask(ctx context.Context, m member.Member) PeerInfo {
 // locate tells who has content: what arg, a digest or a reference, names, and what that refers to. Of a reference, tag and
 // manifest are had as for a pull; of a digest, only what is here is read.
 func (n *Node) locate(ctx context.Context, from oci.Source, arg string) (any, error) {
-	ref := oci.Reference{Kind: oci.Blob}
-	var err error
-	if ref.Digest, err = oci.ParseDigest(arg); err != nil {
-		if ref, err = oci.ParseReference(arg, n.cfg.DefaultRegistry); err != nil {
-			return nil, err
-		}
+	ref, err := n.named(arg)
+	if err != nil {
+		return nil, err
 	}
 	info := LocateInfo{Ref: arg}
 	if ref.Repository != "" {
@@ -162,27 +178,60 @@ func (n *Node) locate(ctx context.Context, from oci.Source, arg string) (any, er
 		}
 		ref.Digest = desc.Digest
 	}
-	all := []part{{ref, -1}}
-	seen := map[oci.Digest]bool{ref.Digest: true}
-	for i := 0; i < len(all); i++ {
-		if all[i].Kind != oci.Manifest && i > 0 {
-			continue
-		}
-		size, parts := n.parts(ctx, from, all[i].Reference)
-		all[i].size = max(all[i].size, size)
-		for _, p := range parts {
-			if !seen[p.Digest] && len(all) < maxLocated {
-				seen[p.Digest] = true
-				all = append(all, p)
-			}
-		}
-	}
+	var all []part
+	all, info.Partial = n.collect(ctx, from, ref)
 	info.Content = make([]LocatedContent, len(all))
 	err = each(len(all), func(i int) (err error) {
 		info.Content[i], err = n.located(ctx, all[i])
 		return err
 	})
 	return info, err
+}
+
+// named returns what arg names. What begins as a digest is one, or wrong: no image is meant by it.
+func (n *Node) named(arg string) (oci.Reference, error) {
+	if algorithm, _, _ := strings.Cut(arg, ":"); algorithm == "sha256" || algorithm == "sha512" {
+		dgst, err := oci.ParseDigest(arg)
+		return oci.Reference{Kind: oci.Blob, Digest: dgst}, err
+	}
+	return oci.ParseReference(arg, n.cfg.DefaultRegistry)
+}
+
+// collect returns ref and what it refers to, as far as that is known here, and why that is not all.
+func (n *Node) collect(ctx context.Context, from oci.Source, ref oci.Reference) (all []part, partial string) {
+	all = []part{{ref, ref.Kind.String(), -1}}
+	seen := map[oci.Digest]bool{ref.Digest: true}
+	for i := 0; i < len(all); i++ {
+		bare := i == 0 && ref.Kind == oci.Blob // a digest alone may be that of anything
+		if all[i].Kind != oci.Manifest && !bare {
+			continue
+		}
+		size, parts, err := n.parts(ctx, from, all[i].Reference)
+		all[i].size = max(all[i].size, size)
+		switch {
+		case err == nil:
+			all[i].kind = oci.Manifest.String()
+		case errors.Is(err, errNoneHere):
+			all[i].kind = oci.Manifest.String()
+			partial = "this node has none of the manifests that the index lists"
+		case errors.Is(err, errNoManifest): // nothing is known to be behind it
+		case bare:
+			all[i].kind = ""
+		default:
+			partial = "this node cannot read the manifest, so what it refers to is not known"
+		}
+		for _, p := range parts {
+			switch {
+			case seen[p.Digest]:
+			case len(all) == maxLocated:
+				return all, fmt.Sprintf("there are more than %d parts", maxLocated)
+			default:
+				seen[p.Digest] = true
+				all = append(all, p)
+			}
+		}
+	}
+	return all, partial
 }
 
 // each calls do for 0 to n-1, some at once, and returns an error of one of them.
@@ -198,13 +247,14 @@ func each(n int, do func(int) error) error {
 // A part is one content of what is located, and its size in bytes; -1 if that is not known.
 type part struct {
 	oci.Reference
+	kind string // as in LocatedContent
 	size int64
 }
 
 // located tells who has the content of one digest.
 func (n *Node) located(ctx context.Context, p part) (LocatedContent, error) {
 	ref := p.Reference
-	c := LocatedContent{Digest: ref.Digest, Kind: ref.Kind.String(), Size: p.size, Holders: []PeerRef{}, Receiving: []Receiving{}, Fetching: []PeerRef{}}
+	c := LocatedContent{Digest: ref.Digest, Kind: p.kind, Size: p.size, Holders: []PeerRef{}, Receiving: []Receiving{}, Fetching: []PeerRef{}}
 	if desc, err := n.local.Resolve(ctx, ref); err == nil {
 		c.Size = desc.Size
 		if desc.Missing == 0 {
@@ -216,7 +266,7 @@ func (n *Node) located(ctx context.Context, p part) (LocatedContent, error) {
 		c.Size = desc.Size
 		c.Receiving = append(c.Receiving, Receiving{n.self().PeerRef, desc.Size - desc.Missing})
 	}
-	a, err := n.peers.directory.Lookup(ctx, directory.Want{Key: directory.KeyOf(ref)})
+	a, err := n.peers.directory.Lookup(ctx, directory.Want{Key: directory.KeyOf(ref), All: true})
 	if err != nil {
 		return c, err
 	}
@@ -235,38 +285,47 @@ func (n *Node) located(ctx context.Context, p part) (LocatedContent, error) {
 	return c, nil
 }
 
-// parts returns the size of a manifest and what it refers to, if it is one and can be read: its blobs, and of an index the
-// manifests that are here, since nobody holds those of all platforms.
-func (n *Node) parts(ctx context.Context, from oci.Source, ref oci.Reference) (size int64, list []part) {
+var (
+	errNoManifest = errors.New("no manifest")
+	errNoneHere   = errors.New("none of the manifests that the index lists is here")
+)
+
+// parts returns the size of a manifest and what it refers to: its blobs, and of an index the manifests that are here, since
+// nobody holds those of all platforms. It returns [errNoneHere] if that is none of them, [errNoManifest] for other content, and
+// another error if nothing can be read.
+func (n *Node) parts(ctx context.Context, from oci.Source, ref oci.Reference) (size int64, list []part, err error) {
 	if ref.Kind != oci.Manifest {
 		ref.Kind, from = oci.Manifest, n.local
 	}
 	rc, desc, err := from.Open(ctx, ref, 0, -1)
 	if err != nil {
-		return -1, nil
+		return -1, nil, err
 	}
 	defer rc.Close()
 	if !slices.Contains(oci.ManifestMediaTypes, desc.MediaType) || desc.Size > oci.MaxManifest {
-		return desc.Size, nil
+		return desc.Size, nil, errNoManifest
 	}
 	body, err := io.ReadAll(io.LimitReader(rc, oci.MaxManifest))
 	if err != nil {
-		return desc.Size, nil
+		return desc.Size, nil, err
 	}
 	info, err := oci.ParseManifest(body)
 	if err != nil {
-		return desc.Size, nil
+		return desc.Size, nil, errNoManifest
 	}
 	for _, m := range info.Manifests {
 		ref.Digest = m.Digest
 		if _, err := n.local.Resolve(ctx, ref); err == nil {
-			list = append(list, part{ref, m.Size})
+			list = append(list, part{ref, ref.Kind.String(), m.Size})
 		}
+	}
+	if len(info.Manifests) > 0 && len(list) == 0 {
+		return desc.Size, nil, errNoneHere
 	}
 	ref.Kind = oci.Blob
 	for _, b := range info.Blobs {
 		ref.Digest = b.Digest
-		list = append(list, part{ref, b.Size})
+		list = append(list, part{ref, ref.Kind.String(), b.Size})
 	}
-	return desc.Size, list
+	return desc.Size, list, nil
 }
