@@ -148,7 +148,7 @@ func (d *Directory) answered(m message) {
 	q.answers = append(q.answers, m)
 	// The answer of who gives the lease is enough if it names a source, and so is any for who does not receive. If not,
 	// another may know one. Who receives is not sent by one coordinator to who is sent to it by another.
-	named := !q.want.All && len(m.sources) > 0 || m.flags&flagLease == 0 && m.lease != 0
+	named := !q.want.All && (len(m.sources) > 0 || m.flags&flagLease == 0 && m.lease != 0)
 	if len(q.waits) == 0 || named && (m.from == q.leaser || !q.want.Join) {
 		d.finish(q)
 	}
