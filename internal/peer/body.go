@@ -23,17 +23,24 @@ func (c *cancelling) Close() error {
 
 // counted returns the body of a reply, whose bytes are put down to the neighbour that supplies them.
 func (s *Source) counted(r *reply, key directory.Key) io.ReadCloser {
-	s.trust.supplies(r.ID, key)
-	return &counting{r.body, s.meter.set.GetOrCreateCounter(fmt.Sprintf("pier_peer_received_bytes_total{peer=%q}", r.Name))}
+	return &counting{r.body, s, r.ID, key, false, s.meter.set.GetOrCreateCounter(fmt.Sprintf("pier_peer_received_bytes_total{peer=%q}", r.Name))}
 }
 
 type counting struct {
 	io.ReadCloser
+	s     *Source
+	from  directory.ID
+	key   directory.Key
+	given bool // a byte came: who gives none is not to blame
 	bytes *metrics.Counter
 }
 
 func (c *counting) Read(p []byte) (int, error) {
 	n, err := c.ReadCloser.Read(p)
+	if n > 0 && !c.given {
+		c.given = true
+		c.s.trust.supplies(c.from, c.key)
+	}
 	c.bytes.Add(n)
 	return n, err
 }

@@ -18,10 +18,26 @@ const hedge = 200 * time.Millisecond
 // the load, and so it stays, but that of two who have all of the content the nearer comes first, by zone and then by
 // round trip, and that those in trouble come last.
 func (s *Source) candidates(key directory.Key, sources []directory.Source, avoid []directory.ID) []candidate {
+	return s.choose(key, sources, avoid, s.c.Upstream == nil)
+}
+
+// maxWrong is how many wrong copies a node meets before it gets the content from nowhere but the registry for a while: who
+// waits for what is proven first (see the engine) tries a few times, not once for every copy.
+const maxWrong = 2
+
+// choose is candidates. If there is nothing else, those of several who supplied wrong content together may be asked, too.
+func (s *Source) choose(key directory.Key, sources []directory.Source, avoid []directory.ID, nothingElse bool) []candidate {
+	doubts := s.trust.doubts(key)
+	if len(doubts) >= maxWrong && !nothingElse {
+		return nil
+	}
 	var list []candidate
 	for _, src := range sources {
 		p, ok := s.c.Find(src.ID)
-		if !ok || p.Door == "" || p.TLS != (s.c.TLS != nil) || slices.Contains(avoid, src.ID) || s.trust.quarantined(src.ID, key) {
+		if !ok || p.Door == "" || p.TLS != (s.c.TLS != nil) || slices.Contains(avoid, src.ID) {
+			continue
+		}
+		if d, doubted := doubts[src.ID]; doubted && (!d.shared || !nothingElse) {
 			continue
 		}
 		list = append(list, candidate{p, src})
@@ -74,82 +90,93 @@ type outcome struct {
 	reply  *reply
 	failed []directory.ID // did not deliver what they should have
 	busy   bool           // one has no slot free
+	beyond bool           // one says that the content ends before the offset
 }
 
 // openAny opens ref at the first of several neighbours that answers, asked one after the other, a hedge apart. It ends
 // within the budget. What the reply reads ends with ctx.
 func (s *Source) openAny(ctx context.Context, list []candidate, ref oci.Reference, offset, length, size int64) (out outcome) {
-	type result struct {
-		*reply
-		err error
-		c   candidate
+	type answer struct {
+		from  int // index in list
+		reply *reply
+		err   error
 	}
-	results := make(chan result, len(list))
-	cancels := make(map[directory.ID]context.CancelFunc)
+	answers := make(chan answer, len(list))
+	var asked []request // of the first of list
 	waiting := 0
-	launch := func() {
-		if len(list) == 0 {
+	ask := func() {
+		from := len(asked)
+		if from == len(list) {
 			return
 		}
-		c := list[0]
-		list = list[1:]
+		ctx, cancel := context.WithCancel(ctx)
+		asked = append(asked, request{cancel, time.Now()})
 		waiting++
-		cctx, cancel := context.WithCancel(ctx)
-		cancels[c.ID] = cancel
 		go func() {
-			r, err := s.open(cctx, c, ref, offset, length)
+			r, err := s.open(ctx, list[from], ref, offset, length)
 			if err == nil {
 				r.body = &cancelling{r.body, cancel}
 			} else {
 				cancel()
 			}
-			results <- result{r, err, c}
+			answers <- answer{from, r, err}
 		}()
 	}
 	end := time.NewTimer(budget)
 	defer end.Stop()
 	next := time.NewTicker(hedge)
 	defer next.Stop()
-	for launch(); waiting > 0 && out.reply == nil; {
+	over := false
+	for ask(); waiting > 0 && out.reply == nil && !over; {
 		select {
-		case r := <-results:
+		case a := <-answers:
 			waiting--
-			delete(cancels, r.c.ID)
-			if err := s.judge(r.c, r.reply, r.err, offset, size, &out); err == nil {
-				out.reply = r.reply
+			asked[a.from].cancel = nil
+			if s.judge(list[a.from], a.reply, a.err, offset, size, &out) != nil {
+				ask()
 				continue
 			}
-			launch()
-		case <-next.C:
-			launch()
-		case <-end.C:
-			for id := range cancels {
-				out.failed = append(out.failed, id)
-				s.leave(id, leftHung)
+			out.reply = a.reply
+			for i, r := range asked[:a.from] {
+				if r.cancel != nil {
+					s.trust.late(list[i].ID)
+				}
 			}
-			list = nil
-			waiting = s.abandon(cancels, waiting, func() *reply { return (<-results).reply })
+		case <-next.C:
+			ask()
+		case <-end.C:
+			over = true
+			for i, r := range asked {
+				if r.cancel != nil && time.Since(r.begun) >= hedge {
+					out.failed = append(out.failed, list[i].ID)
+					s.leave(list[i].ID, leftHung)
+				}
+			}
 		case <-ctx.Done():
-			waiting = s.abandon(cancels, waiting, func() *reply { return (<-results).reply })
+			over = true
 		}
 	}
-	s.abandon(cancels, waiting, func() *reply { return (<-results).reply })
+	for _, r := range asked {
+		if r.cancel != nil {
+			r.cancel()
+		}
+	}
+	if waiting > 0 { // those that come too late are let go of
+		go func() {
+			for range waiting {
+				if a := <-answers; a.reply != nil {
+					a.reply.body.Close()
+				}
+			}
+		}()
+	}
 	return out
 }
 
-// abandon ends the requests that are still waited for, and lets go of those that come too late.
-func (s *Source) abandon(cancels map[directory.ID]context.CancelFunc, waiting int, receive func() *reply) (left int) {
-	for _, cancel := range cancels {
-		cancel()
-	}
-	go func() {
-		for range waiting {
-			if r := receive(); r != nil {
-				r.body.Close()
-			}
-		}
-	}()
-	return 0
+// A request is one that openAny waits for.
+type request struct {
+	cancel context.CancelFunc // nil: it was answered
+	begun  time.Time
 }
 
 var errUnfit = errors.New("of another size")
@@ -172,6 +199,10 @@ func (s *Source) judge(c candidate, r *reply, err error, offset, size int64, out
 			out.failed = append(out.failed, c.ID)
 			s.leave(c.ID, leftEmpty)
 		}
+	case errors.Is(err, oci.ErrRange):
+		out.beyond = true
+		out.failed = append(out.failed, c.ID)
+		s.leave(c.ID, leftWrong)
 	case errors.Is(err, context.Canceled):
 	default:
 		s.c.Log.Debug("neighbour cannot be asked", "peer", c.Name, "err", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -74,8 +75,8 @@ func (s *Source) request(ctx context.Context, method string, c candidate, ref oc
 		req.Header["Accept"] = oci.ManifestMediaTypes
 	}
 	switch {
-	case length >= 0:
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
+	case length >= 0: // a range has one byte at least
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+max(length, 1)-1))
 	case offset > 0:
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
 	}
@@ -94,13 +95,28 @@ func (s *Source) request(ctx context.Context, method string, c candidate, ref oc
 		return nil, errMiss
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		return nil, errBusy
+	case http.StatusRequestedRangeNotSatisfiable:
+		_, size := contentRange(resp.Header.Get("Content-Range"))
+		return nil, &beyondError{size}
 	}
 	return nil, fmt.Errorf("peer %s: status %s", c.Name, resp.Status)
 }
 
+// A beyondError is an [oci.ErrRange] of a neighbour, which says how large the content is; negative: it does not.
+type beyondError struct{ size int64 }
+
+func (b *beyondError) Error() string {
+	return fmt.Sprintf("a neighbour has %d bytes: %v", b.size, oci.ErrRange)
+}
+func (b *beyondError) Unwrap() error { return oci.ErrRange }
+
 // open opens ref at c.
 func (s *Source) open(ctx context.Context, c candidate, ref oci.Reference, offset, length int64) (*reply, error) {
 	resp, err := s.request(ctx, http.MethodGet, c, ref, offset, length)
+	var beyond *beyondError
+	if errors.As(err, &beyond) && beyond.size == offset { // all of what is asked for: nothing
+		return &reply{candidate: c, body: http.NoBody, desc: oci.Descriptor{Digest: ref.Digest, Size: offset, Source: origin}}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -170,10 +186,14 @@ func describe(resp *http.Response, ref oci.Reference) oci.Descriptor {
 	return oci.Descriptor{MediaType: resp.Header.Get("Content-Type"), Digest: ref.Digest, Size: resp.ContentLength, Source: origin}
 }
 
-// contentRange returns the first byte and the size of the whole of a Content-Range, or a size of -1 if it makes no sense.
+// contentRange returns the first byte and the size of the whole of a Content-Range, or a size of -1 if it makes no sense. A
+// range that there is not has no first byte: 0.
 func contentRange(header string) (first, size int64) {
 	spec, ok := strings.CutPrefix(header, "bytes ")
 	span, total, cut := strings.Cut(spec, "/")
+	if span == "*" {
+		span = "0-"
+	}
 	begin, _, dash := strings.Cut(span, "-")
 	first, err := strconv.ParseInt(begin, 10, 64)
 	size, serr := strconv.ParseInt(total, 10, 64)

@@ -233,3 +233,20 @@ func once(f fault) fault {
 		f(w, r, next)
 	}
 }
+
+// proving is a door that proves what it has before the first byte goes out.
+func proving(d time.Duration) fault {
+	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		begun := time.Now()
+		w.Header().Set("Pier-Missing", "1")
+		next.ServeHTTP(&rigged{w, func(p []byte) (int, error) {
+			if left := d - time.Since(begun); left > 0 {
+				_ = http.NewResponseController(w).Flush()
+				if err := wait(r.Context(), left); err != nil {
+					return 0, err
+				}
+			}
+			return w.Write(p)
+		}}, r)
+	}
+}

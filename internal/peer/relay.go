@@ -56,26 +56,34 @@ type relay struct {
 	fetches bool           // stream is the registry's
 	tailed  bool           // bytes came from a neighbour
 	busy    bool           // a neighbour that has the content has no slot free
+	again   int64          // offset at which those given up were asked once more; negative: none yet
+	teller  directory.ID   // neighbour that told the size first; 0: the registry did
+	beyond  bool           // a neighbour says that the content ends before the offset
 	failed  []directory.ID // did not deliver: the directory is told
+	left    []directory.ID // of no use to this reader
 	avoided []directory.ID // others are better
 	watch   *watch
 
-	mu   sync.Mutex   // guards lost
-	lost directory.ID // who fetches the same and has more
+	mu        sync.Mutex         // guards all below, and writing failed
+	lost      directory.ID       // who fetches the same and has more; 0: nobody
+	interrupt context.CancelFunc // ends the stream of the registry; nil: there is none
 }
 
 // relay opens ref at a neighbour, or at the registry.
 func (s *Source) relay(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
 	r := &relay{
 		s: s, ref: ref, key: directory.KeyOf(ref), scope: directory.ScopeOf(ref),
-		at: offset, end: -1, length: length, desc: oci.Descriptor{Size: -1},
+		at: offset, end: -1, length: length, again: -1, desc: oci.Descriptor{Size: -1},
 	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	if offset == 0 {
 		s.trust.forget(r.key)
 	}
 	if err := r.next(); err != nil {
-		r.finish(false)
+		r.finish()
+		if r.beyond && errors.Is(err, oci.ErrNotFound) {
+			err = fmt.Errorf("%s: offset %d: %w", r.ref, r.at, oci.ErrRange)
+		}
 		return nil, r.desc, err
 	}
 	return r, r.desc, nil
@@ -85,15 +93,18 @@ func (s *Source) relay(ctx context.Context, ref oci.Reference, offset, length in
 // given up are asked once more.
 func (r *relay) next() error {
 	err := r.find()
-	if err == nil || r.ctx.Err() != nil || errors.Is(err, errLeft) {
+	if err == nil || r.ctx.Err() != nil || errors.Is(err, errLeft) || r.at == r.again {
 		return err
 	}
-	r.failed, r.avoided = nil, nil
+	r.mu.Lock()
+	r.failed = nil
+	r.mu.Unlock()
+	r.left, r.avoided, r.again = nil, nil, r.at
 	a, lerr := r.ask(false)
 	if lerr != nil {
 		return errors.Join(err, lerr)
 	}
-	if ok, jerr := r.join(r.s.candidates(r.key, a.Sources, nil)); ok || jerr != nil {
+	if ok, jerr := r.join(r.s.choose(r.key, a.Sources, nil, true)); ok || jerr != nil {
 		return jerr
 	}
 	return err
@@ -106,7 +117,7 @@ func (r *relay) find() error {
 		if err != nil {
 			return err
 		}
-		list := r.s.candidates(r.key, a.Sources, slices.Concat(r.failed, r.avoided))
+		list := r.better(a.Sources)
 		if r.s.c.Upstream != nil { // else trouble is better than nothing
 			list = r.s.fit(r.ctx, list)
 		}
@@ -120,6 +131,7 @@ func (r *relay) find() error {
 		}
 		switch {
 		case r.busy && waited < busyWait:
+		case len(list) > 0 && len(r.avoided) > 0 && waited < settle: // then back to those who were left for these
 		case a.Granted, a.Alone, r.length >= 0, waited > maxWait:
 			return r.fetch()
 		case r.s.c.Upstream == nil && a.Fetcher == 0 && len(list) == 0:
@@ -131,6 +143,18 @@ func (r *relay) find() error {
 			return r.ctx.Err()
 		}
 	}
+}
+
+// better returns the candidates that were not left, or else of those who were left for others the ones that have all of the
+// content: they are better than the registry.
+func (r *relay) better(sources []directory.Source) []candidate {
+	useless := slices.Concat(r.failed, r.left)
+	list := r.s.candidates(r.key, sources, slices.Concat(useless, r.avoided))
+	if len(list) > 0 || len(r.avoided) == 0 {
+		return list
+	}
+	r.avoided = nil
+	return slices.DeleteFunc(r.s.candidates(r.key, sources, useless), func(c candidate) bool { return !c.Whole() })
 }
 
 // ask asks the directory. From then on this node counts among those who receive the content, if it is to receive it to the
@@ -149,24 +173,35 @@ func (r *relay) ask(fetch bool) (directory.Answer, error) {
 
 // join opens one of the candidates, or several. It reports false if none of them gives anything now.
 func (r *relay) join(list []candidate) (bool, error) {
+	r.busy = false
 	if len(list) == 0 {
 		return false, nil
 	}
 	out := r.s.openAny(r.ctx, list, r.ref, r.at, r.rest(), r.desc.Size)
 	r.fail(out.failed...)
-	r.busy = out.busy
+	r.busy, r.beyond = out.busy, r.beyond || out.beyond
 	if out.reply == nil {
 		return false, r.ctx.Err()
 	}
 	reply := out.reply
+	if r.desc.Size < 0 {
+		r.teller = reply.ID
+	}
 	if err := r.describe(reply.desc); err != nil {
 		reply.body.Close()
 		return false, err
 	}
+	if r.at == r.desc.Size { // there is nothing to read: that is all its word
+		r.s.trust.supplies(reply.ID, r.key)
+	}
 	r.from, r.fetches = reply.candidate, false
-	if r.stream = r.stripe(reply, list); r.stream == nil {
-		r.stream = r.s.counted(reply, r.key)
-		r.watch = r.newWatch(reply)
+	if st := r.stripe(reply, list); st != nil {
+		r.stream, r.watch = st, nil // its lanes are watched one by one
+	} else {
+		r.stream, r.watch = r.s.counted(reply, r.key), r.newWatch(reply)
+	}
+	if r.track != nil {
+		r.track.Reads(r.from.ID)
 	}
 	r.tell(true)
 	return true, nil
@@ -212,17 +247,31 @@ func (r *relay) fetch() error {
 		r.s.c.Log.Info("going on from the registry: no neighbour does", "ref", r.ref.String(), "offset", r.at)
 	}
 	r.report(true)
-	stream, desc, err := r.s.fetch(r.ctx, r.ref, r.at, r.rest())
+	ctx, cancel := context.WithCancel(r.ctx)
+	r.mu.Lock()
+	r.lost, r.interrupt = 0, cancel
+	r.mu.Unlock()
+	stream, desc, err := r.s.fetch(ctx, r.ref, r.at, r.rest())
 	if err != nil {
+		lost := ctx.Err() != nil && r.ctx.Err() == nil
+		cancel()
+		if lost { // to another, while the registry did not answer
+			r.report(false)
+			return r.find()
+		}
 		refused := errors.Is(err, oci.ErrUnauthorized) || errors.Is(err, oci.ErrDenied)
 		if refused && r.s.c.Runtime && r.leave() {
 			return errLeft
 		}
-		r.finish(r.ctx.Err() == nil)
+		r.untrack(r.ctx.Err() == nil && !errors.Is(err, oci.ErrUnavailable))
 		return err
 	}
+	stream = &cancelling{stream, cancel}
 	if err := r.describe(desc); err != nil {
 		stream.Close()
+		if r.teller != 0 {
+			r.s.quarantine(r.ref, false, r.teller)
+		}
 		return err
 	}
 	r.stream, r.from, r.fetches, r.watch = stream, candidate{}, true, nil
@@ -276,15 +325,15 @@ func (r *relay) move(err error) error {
 	}
 	r.stream.Close()
 	if r.fetches {
-		r.mu.Lock()
-		r.lost = 0
-		r.mu.Unlock()
 		r.s.c.Log.Info("another node fetches the same and has more: going on from there", "ref", r.ref.String(), "offset", r.at)
 		r.report(false)
 	} else {
-		if reason == leftSlow {
+		switch reason {
+		case leftSlow:
 			r.avoided = append(r.avoided, r.from.ID)
-		} else {
+		case leftCrawls:
+			r.left = append(r.left, r.from.ID)
+		default:
 			r.fail(r.from.ID)
 		}
 		r.s.leave(r.from.ID, reason)
@@ -295,60 +344,13 @@ func (r *relay) move(err error) error {
 
 // fail notes neighbours that did not deliver.
 func (r *relay) fail(ids ...directory.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, id := range ids {
 		if !slices.Contains(r.failed, id) {
 			r.failed = append(r.failed, id)
 		}
 	}
-}
-
-// lose notes that another node fetches the same and has more of it. It is called by the directory.
-func (r *relay) lose(fetcher directory.ID) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.lost = fetcher
-}
-
-// loser returns who has more of what this node fetches, if that is somebody who can be read.
-func (r *relay) loser() directory.ID {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.fetches || slices.Contains(r.failed, r.lost) {
-		return 0
-	}
-	return r.lost
-}
-
-// tell reports how far the transfer is, now and then.
-func (r *relay) tell(now bool) {
-	if r.track == nil || !now && time.Since(r.told) < reportEvery {
-		return
-	}
-	r.report(r.fetches)
-}
-
-func (r *relay) report(fetches bool) {
-	if r.track == nil {
-		return
-	}
-	r.told = time.Now()
-	r.track.Report(r.at, fetches)
-}
-
-// finish ends the reporting. Refused says that the registry did not supply the content.
-func (r *relay) finish(refused bool) {
-	r.cancel()
-	if r.track == nil {
-		return
-	}
-	track := r.track
-	r.track = nil
-	if refused || r.end < 0 || r.at < r.end {
-		track.End(refused)
-		return
-	}
-	track.Report(r.at, false)
-	time.AfterFunc(lingerFor, func() { track.End(false) })
 }
 
 // Close implements io.Closer.
@@ -361,7 +363,7 @@ func (r *relay) Close() error {
 	}
 	err := r.stream.Close()
 	r.stream = nil
-	r.finish(false)
+	r.finish()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

@@ -29,6 +29,9 @@ func (r *relay) leave() bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return false
+	}
 	_, followed := s.awaiting[r.ref.Digest]
 	if !followed && len(s.awaiting) >= maxAwaited {
 		return true // the end of this transfer tells others not to wait
@@ -39,14 +42,14 @@ func (r *relay) leave() bool {
 	r.track = nil
 	if !followed {
 		s.meter.fetched.Inc()
-		go s.follow(r.ref)
+		s.wg.Go(func() { s.follow(r.ref) })
 	}
 	return true
 }
 
 // follow reports how far the runtime is with ref, until it has all of it, or gets no further.
 func (s *Source) follow(ref oci.Reference) {
-	ctx, cancel := context.WithTimeout(context.Background(), maxRuntime)
+	ctx, cancel := context.WithTimeout(s.ctx, maxRuntime)
 	defer cancel()
 	track := func() *directory.Track {
 		s.mu.Lock()

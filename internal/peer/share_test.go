@@ -35,9 +35,10 @@ func (s *site) wantOnce(content []byte) {
 // wantKept makes sure that everybody has content in the end.
 func (s *site) wantKept(content []byte, nodes ...*node) {
 	s.t.Helper()
+	ref := blobRef(content)
 	for _, n := range nodes {
 		s.until(n.name+" keeps the content", func() bool {
-			_, err := n.store.Resolve(s.t.Context(), blobRef(content))
+			_, err := n.store.Resolve(s.t.Context(), ref)
 			return err == nil
 		})
 	}
@@ -127,5 +128,34 @@ func TestHeldByANeighbour(t *testing.T) {
 		if got := s.nodes[0].received(s.nodes[3]); got != len(content) {
 			t.Errorf("the neighbour gave %d bytes, want %d", got, len(content))
 		}
+	})
+}
+
+// Regression: when a registry that could not be reached was back, each of those who waited fetched a copy.
+func TestRegistryComesBack(t *testing.T) {
+	bubble(t, 6, func(t *testing.T, s *site) {
+		content := ocitest.Bytes(6, 2*mib)
+		ref := s.up.has(content)
+		s.up.rate = mib
+		s.up.refuse = func(string) error {
+			time.Sleep(2 * time.Second) // as long as it takes to find out
+			return errDown
+		}
+		var wg sync.WaitGroup
+		for _, n := range s.nodes {
+			wg.Go(func() {
+				for range 20 { // as a client does
+					if b, err := n.pull(ref); err == nil && len(b) == len(content) {
+						return
+					}
+					time.Sleep(time.Second)
+				}
+				t.Errorf("%s: 20 attempts failed", n.name)
+			})
+		}
+		time.Sleep(7 * time.Second)
+		s.up.set(func() { s.up.refuse = nil })
+		wg.Wait()
+		s.wantOnce(content)
 	})
 }

@@ -3,7 +3,6 @@ package peer
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -344,10 +343,6 @@ func (n *node) received(from *node) int {
 
 // left returns how often a node left a neighbour for a reason.
 func (n *node) left(reason string) int { return int(n.meter.left[reason].Get()) }
-
-func withTLS(server, client *tls.Config) option {
-	return func(n *node, c *Config) { n.door.tls, c.TLS = server, client }
-}
 
 // zones puts nodes in zones, in the order in which they start; those beyond the last are in none.
 func zones(names ...string) option {

@@ -69,6 +69,10 @@ type Source struct {
 	parts chan struct{} // a token for each part in memory, see stripe.go
 	pool  sync.Pool     // of *[partSize]byte
 
+	ctx  context.Context // ends what follows the runtime
+	stop context.CancelFunc
+	wg   sync.WaitGroup // what follows the runtime
+
 	mu       sync.Mutex                      // guards awaiting
 	awaiting map[oci.Digest]*directory.Track // left to the runtime
 }
@@ -83,12 +87,13 @@ type meter struct {
 
 // Reasons for which a neighbour is left.
 const (
-	leftGone  = "gone"  // it cannot be reached, or its connection broke
-	leftHung  = "hung"  // it does not go on
-	leftSlow  = "slow"  // others are faster
-	leftBusy  = "busy"  // all its slots are taken
-	leftEmpty = "empty" // it does not have the content
-	leftWrong = "wrong" // what it gave did not match its digest, or is of another size
+	leftGone   = "gone"   // it cannot be reached, or its connection broke
+	leftHung   = "hung"   // it does not go on
+	leftSlow   = "slow"   // others are faster
+	leftCrawls = "crawls" // anything is faster
+	leftBusy   = "busy"   // all its slots are taken
+	leftEmpty  = "empty"  // it does not have the content
+	leftWrong  = "wrong"  // what it gave did not match its digest, or is of another size
 )
 
 // New returns a Source.
@@ -111,14 +116,21 @@ func New(c Config) *Source {
 			left:        make(map[string]*metrics.Counter),
 		},
 	}
-	for _, reason := range []string{leftGone, leftHung, leftSlow, leftBusy, leftEmpty, leftWrong} {
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	for _, reason := range []string{leftGone, leftHung, leftSlow, leftCrawls, leftBusy, leftEmpty, leftWrong} {
 		s.meter.left[reason] = c.Metrics.NewCounter(fmt.Sprintf("pier_peer_left_total{reason=%q}", reason))
 	}
 	return s
 }
 
-// Close lets go of connections that rest.
-func (s *Source) Close() { s.client.CloseIdleConnections() }
+// Close ends what goes on without a reader, and lets go of connections that rest.
+func (s *Source) Close() {
+	s.mu.Lock()
+	s.stop() // under the lock, so that nothing begins after it
+	s.mu.Unlock()
+	s.wg.Wait()
+	s.client.CloseIdleConnections()
+}
 
 // Resolve implements [oci.Source]. It is not for tags: see [Source.Names].
 func (s *Source) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
@@ -149,7 +161,7 @@ func (s *Source) describe(ctx context.Context, ref oci.Reference) (oci.Descripto
 // Open implements [oci.Source].
 func (s *Source) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
 	if !s.c.Directory.Others() {
-		return s.upstream().Open(ctx, ref, offset, length)
+		return s.fetch(ctx, ref, offset, length)
 	}
 	return s.relay(ctx, ref, offset, length)
 }
@@ -159,14 +171,17 @@ func (s *Source) Open(ctx context.Context, ref oci.Reference, offset, length int
 func (s *Source) Blame(ref oci.Reference, from string) {
 	key := directory.KeyOf(ref)
 	suppliers := s.trust.suppliers(key)
-	if len(suppliers) == 0 {
-		if b, ok := s.c.Upstream.(oci.Blamer); ok {
-			b.Blame(ref, from)
-		}
-		return
+	if b, ok := s.c.Upstream.(oci.Blamer); ok && len(suppliers) == 0 && from != origin {
+		b.Blame(ref, from)
 	}
-	for _, id := range suppliers {
-		s.trust.quarantine(id, key)
+	s.quarantine(ref, len(suppliers) > 1, suppliers...)
+}
+
+// quarantine has neighbours not asked for ref for a while, and tells them. Shared says that not all of them need be wrong.
+func (s *Source) quarantine(ref oci.Reference, shared bool, ids ...directory.ID) {
+	key := directory.KeyOf(ref)
+	for _, id := range ids {
+		s.trust.quarantine(id, key, shared)
 		s.meter.quarantined.Inc()
 		s.meter.left[leftWrong].Inc()
 		s.c.Directory.Doubt(id, key)

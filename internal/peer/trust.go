@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -18,15 +19,16 @@ const (
 // trust is what this node found out about its neighbours. All of it is forgotten in time.
 type trust struct {
 	*sync.Mutex // guards all below
-	bad         map[copyOf]time.Time
+	bad         map[directory.Key]map[directory.ID]doubt
 	trouble     map[directory.ID]trouble
 	supplied    map[directory.Key][]directory.ID
 	best        int // bytes a second, see pace
 }
 
-type copyOf struct {
-	id  directory.ID
-	key directory.Key
+// A doubt is about one neighbour's copy.
+type doubt struct {
+	until  time.Time
+	shared bool // another supplied a part of what was wrong, too
 }
 
 type trouble struct {
@@ -36,7 +38,7 @@ type trouble struct {
 
 func newTrust() trust {
 	return trust{
-		Mutex: new(sync.Mutex), bad: make(map[copyOf]time.Time), trouble: make(map[directory.ID]trouble),
+		Mutex: new(sync.Mutex), bad: make(map[directory.Key]map[directory.ID]doubt), trouble: make(map[directory.ID]trouble),
 		supplied: make(map[directory.Key][]directory.ID),
 	}
 }
@@ -52,22 +54,27 @@ func put[K comparable, V any](m map[K]V, key K, value V) {
 	m[key] = value
 }
 
-// quarantine notes that a neighbour's copy was wrong.
-func (t *trust) quarantine(id directory.ID, key directory.Key) {
+// quarantine notes that a neighbour's copy was wrong, or, if shared, one of several was.
+func (t *trust) quarantine(id directory.ID, key directory.Key, shared bool) {
 	t.Lock()
 	defer t.Unlock()
-	put(t.bad, copyOf{id, key}, time.Now().Add(quarantineFor))
+	copies := t.bad[key]
+	if copies == nil {
+		copies = make(map[directory.ID]doubt)
+		put(t.bad, key, copies)
+	}
+	put(copies, id, doubt{time.Now().Add(quarantineFor), shared})
 }
 
-func (t *trust) quarantined(id directory.ID, key directory.Key) bool {
+// doubts returns what is held against the copies of key, or nil. The caller may keep it.
+func (t *trust) doubts(key directory.Key) map[directory.ID]doubt {
 	t.Lock()
 	defer t.Unlock()
-	until, ok := t.bad[copyOf{id, key}]
-	if ok && time.Now().After(until) {
-		delete(t.bad, copyOf{id, key})
-		return false
+	maps.DeleteFunc(t.bad[key], func(_ directory.ID, d doubt) bool { return time.Now().After(d.until) })
+	if len(t.bad[key]) == 0 {
+		delete(t.bad, key)
 	}
-	return ok
+	return maps.Clone(t.bad[key])
 }
 
 // failed notes that a neighbour could not be reached, or hung.
@@ -76,6 +83,14 @@ func (t *trust) failed(id directory.ID) {
 	defer t.Unlock()
 	wait := min(max(2*t.trouble[id].wait, troubleFor), maxTrouble)
 	put(t.trouble, id, trouble{time.Now().Add(wait), wait})
+}
+
+// late notes that a neighbour was asked first and others answered first: for a while they are asked first. That alone is
+// no failure.
+func (t *trust) late(id directory.ID) {
+	t.Lock()
+	defer t.Unlock()
+	put(t.trouble, id, trouble{time.Now().Add(troubleFor), t.trouble[id].wait})
 }
 
 // works notes that a neighbour delivered.

@@ -84,11 +84,12 @@ type view struct {
 
 func (v view) refused() error {
 	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.refuse == nil {
+	refuse := v.refuse
+	v.mu.Unlock()
+	if refuse == nil {
 		return nil
 	}
-	return v.refuse(v.node)
+	return refuse(v.node) // it may take its time
 }
 
 // Resolve implements [oci.Source].

@@ -3,6 +3,7 @@ package peer
 import (
 	"context"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +16,14 @@ const (
 	hung = 600 * time.Millisecond
 
 	lookEvery = 200 * time.Millisecond
+
+	// A neighbour that is receiving the content itself is asked when it hangs, and then every stuckEvery, whether it is there
+	// at all. That it is there and gives nothing is its fault if who fetches got on between two looks, firstStuck apart.
+	// If not, everybody stands still, since the registry hangs, or who fetches died: what else there is counts only after
+	// stuckFor, and who fetches is decided when the lease ends.
+	firstStuck = 350 * time.Millisecond
+	stuckEvery = time.Second
+	stuckFor   = 2 * time.Second
 
 	// A neighbour is slow when it gives less than an eighth of what the best of late gave, over paceOver of reading, and others
 	// have more of the content; below floor, it is so for whatever else there is.
@@ -35,9 +44,10 @@ const (
 type watch struct {
 	r     *relay
 	from  directory.ID
-	body  io.Closer     // ends the stream
-	whole bool          // the neighbour has all of the content
-	grace time.Duration // more time for the first byte
+	body  io.Closer      // ends the stream
+	whole bool           // the neighbour has all of the content
+	grace time.Duration  // more time for the first byte
+	avoid []directory.ID // whom the relay left already: they are no better
 
 	mu      sync.Mutex // guards all below
 	timer   *time.Timer
@@ -48,10 +58,12 @@ type watch struct {
 	given   bool          // a byte came
 	reason  string        // why the stream was ended; "": it was not
 	stopped bool
+	looked  time.Time // when a neighbour that has nothing was last asked whether it is there
+	reached int64     // bytes that who fetches had then; negative: nobody knew
 }
 
 func (r *relay) newWatch(reply *reply) *watch {
-	w := &watch{r: r, from: reply.ID, body: reply.body, whole: reply.Whole(), at: r.at}
+	w := &watch{r: r, from: reply.ID, body: reply.body, whole: reply.Whole(), at: r.at, reached: -1, avoid: slices.Concat(r.failed, r.left, r.avoided)}
 	if w.whole && reply.missing > 0 { // it has it, and proves it first
 		w.grace = time.Second + time.Duration(reply.desc.Size/provingRate)*time.Second
 	}
@@ -79,7 +91,9 @@ func (w *watch) end(n int) {
 	w.waited += time.Since(w.since)
 	w.moved += n
 	w.at += int64(n)
-	w.given = w.given || n > 0
+	if n > 0 {
+		w.given, w.reached = true, -1
+	}
 	w.since = time.Time{}
 }
 
@@ -118,6 +132,14 @@ func (w *watch) judge() (reason string) {
 	if !w.given {
 		limit += w.grace
 	}
+	every := stuckEvery
+	if idle < stuckFor {
+		every = firstStuck
+	}
+	again := time.Since(w.looked) >= every
+	if idle > limit && again {
+		w.looked = time.Now()
+	}
 	at, given, moved, waited := w.at, w.given, w.moved, w.waited+idle
 	full := waited > paceOver
 	if full {
@@ -127,47 +149,78 @@ func (w *watch) judge() (reason string) {
 	switch {
 	case idle > limit && w.whole:
 		return leftHung
+	case idle > limit && w.r.length >= 0: // a part is not waited for until all that is before it has come
+		return leftCrawls
+	case idle > limit && again:
+		return w.stuck(at, idle)
 	case idle > limit:
-		return w.stuck(at)
+		return ""
+	case idle > hung: // it proves what it has: another may have done so
+		if a, err := w.ask(at, false); err == nil && w.another(a, at) {
+			return leftSlow
+		}
+		return ""
 	case !full || !given:
 		return ""
 	}
 	pace := int(float64(moved) / waited.Seconds())
 	best := w.r.s.trust.pace(pace)
-	if w.whole && pace < floor || pace < best/slowPart && w.better(at, false) {
-		return leftSlow
+	if w.whole && pace < floor {
+		return leftCrawls
+	}
+	if pace < best/slowPart {
+		if a, err := w.ask(at, false); err == nil && w.another(a, at) {
+			return leftSlow
+		}
 	}
 	return ""
 }
 
 // stuck says what to do about a neighbour that is receiving the content itself and gives nothing more: it may be gone, or
 // wait for the registry as everybody does.
-func (w *watch) stuck(at int64) string {
+func (w *watch) stuck(at int64, idle time.Duration) string {
 	ctx, cancel := context.WithTimeout(w.r.ctx, budget)
 	defer cancel()
-	if !w.r.s.c.Directory.Alive(ctx, w.from) || w.better(at, true) {
+	if !w.r.s.c.Directory.Alive(ctx, w.from) {
+		return leftHung
+	}
+	a, err := w.ask(at, idle >= stuckFor)
+	if err != nil {
+		return ""
+	}
+	w.mu.Lock()
+	moves := w.reached >= 0 && a.Fetcher != 0 && a.Reached > w.reached
+	w.reached = -1
+	if a.Fetcher != 0 {
+		w.reached = a.Reached
+	}
+	w.mu.Unlock()
+	switch {
+	case !moves && idle < stuckFor:
+		return ""
+	case a.Granted || w.another(a, at):
+		return leftSlow
+	case a.Fetcher == w.from && a.Reached > at+ahead: // it gets on, and does not pass it on
 		return leftHung
 	}
 	return ""
 }
 
-// better reports whether another node has more of the content, or this one is to fetch it.
-func (w *watch) better(at int64, fetch bool) bool {
+// ask asks the directory what else there is, and with fetch, whether this node is to fetch.
+func (w *watch) ask(at int64, fetch bool) (directory.Answer, error) {
 	ctx, cancel := context.WithTimeout(w.r.ctx, budget)
 	defer cancel()
 	s, joins := w.r.s, w.r.length < 0
-	a, err := s.c.Directory.Lookup(ctx, directory.Want{
+	return s.c.Directory.Lookup(ctx, directory.Want{
 		Key: w.r.key, Scope: w.r.scope, Offset: at, Join: joins, Fetch: fetch && joins && s.c.Upstream != nil,
 	})
-	if err != nil {
-		return false
-	}
-	for _, c := range s.candidates(w.r.key, a.Sources, nil) {
-		if c.ID != w.from && (c.Whole() || c.Offset > at+ahead) {
-			return true
-		}
-	}
-	return a.Granted || a.Fetcher == w.from && a.Reached > at+ahead
+}
+
+// another reports whether another node has more of the content.
+func (w *watch) another(a directory.Answer, at int64) bool {
+	return slices.ContainsFunc(w.r.s.candidates(w.r.key, a.Sources, w.avoid), func(c candidate) bool {
+		return c.ID != w.from && (c.Whole() || c.Offset > at+ahead)
+	})
 }
 
 // interrupt ends the read under way.

@@ -1,0 +1,68 @@
+package peer
+
+import (
+	"slices"
+	"time"
+
+	"pier/internal/directory"
+)
+
+// lose notes that another node fetches the same and has more of it. It is called by the directory. The stream of the registry
+// may be one that hangs, so it is ended at once; unless the other cannot be read.
+func (r *relay) lose(fetcher directory.ID) {
+	readable := len(r.s.candidates(r.key, []directory.Source{{ID: fetcher}}, nil)) > 0
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !readable || slices.Contains(r.failed, fetcher) || r.interrupt == nil {
+		return
+	}
+	r.lost = fetcher
+	r.interrupt()
+}
+
+// loser returns who has more of what this node fetches, if that is somebody who can be read.
+func (r *relay) loser() directory.ID {
+	if !r.fetches {
+		return 0
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lost
+}
+
+// tell reports how far the transfer is, now and then.
+func (r *relay) tell(now bool) {
+	if r.track == nil || !now && time.Since(r.told) < reportEvery {
+		return
+	}
+	r.report(r.fetches)
+}
+
+func (r *relay) report(fetches bool) {
+	if r.track == nil {
+		return
+	}
+	r.told = time.Now()
+	r.track.Report(r.at, fetches)
+}
+
+// finish ends what the relay does beside reading.
+func (r *relay) finish() {
+	r.cancel()
+	r.untrack(false)
+}
+
+// untrack ends the reporting. Refused says that the registry did not supply the content.
+func (r *relay) untrack(refused bool) {
+	if r.track == nil {
+		return
+	}
+	track := r.track
+	r.track = nil
+	if refused || r.end < 0 || r.at < r.end {
+		track.End(refused)
+		return
+	}
+	track.Report(r.at, false)
+	time.AfterFunc(lingerFor, func() { track.End(false) })
+}
