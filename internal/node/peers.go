@@ -53,6 +53,7 @@ func (n *Node) openPeers(registries oci.Source) (oci.Source, error) {
 	})
 	n.peers.source = peer.New(peer.Config{
 		Upstream: registries, Directory: n.peers.directory, Find: n.find, Zone: n.cfg.Zone, TLS: n.peers.client,
+		Doorless: n.cfg.PeerListen == "",
 		Fetchers: n.cfg.Fetchers, Runtime: n.runtime != nil, Knows: n.knows, Local: n.local, Log: n.log, Metrics: n.metrics,
 	})
 	return n.peers.source, nil

@@ -40,6 +40,7 @@ func (c *counting) Read(p []byte) (int, error) {
 	if n > 0 && !c.given {
 		c.given = true
 		c.s.trust.supplies(c.from, c.key)
+		c.s.trust.works(c.from)
 	}
 	c.bytes.Add(n)
 	return n, err

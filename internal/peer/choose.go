@@ -189,8 +189,7 @@ func (s *Source) judge(c candidate, r *reply, err error, offset, size int64, out
 		s.leave(c.ID, leftWrong)
 		out.failed = append(out.failed, c.ID)
 		return errUnfit
-	case err == nil:
-		s.trust.works(c.ID)
+	case err == nil: // that it works, its first byte shows
 	case errors.Is(err, errBusy):
 		out.busy = true
 		s.leave(c.ID, leftBusy)

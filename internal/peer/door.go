@@ -29,14 +29,15 @@ func newClient(conf *tls.Config) *http.Client {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
 	return &http.Client{
 		Transport: &http.Transport{
-			DialContext:           dialer.DialContext,
-			TLSClientConfig:       conf,
-			TLSHandshakeTimeout:   headerTimeout,
-			ResponseHeaderTimeout: headerTimeout,
-			MaxIdleConns:          64,
-			MaxIdleConnsPerHost:   4,
-			IdleConnTimeout:       30 * time.Second,
-			DisableCompression:    true,
+			DialContext:            dialer.DialContext,
+			TLSClientConfig:        conf,
+			TLSHandshakeTimeout:    headerTimeout,
+			ResponseHeaderTimeout:  headerTimeout,
+			MaxIdleConns:           64,
+			MaxResponseHeaderBytes: 64 << 10,
+			MaxIdleConnsPerHost:    4,
+			IdleConnTimeout:        30 * time.Second,
+			DisableCompression:     true,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // a node never redirects
 	}
@@ -151,6 +152,16 @@ func (s *Source) head(ctx context.Context, c candidate, ref oci.Reference) (oci.
 		return oci.Descriptor{}, fmt.Errorf("peer %s: %s: answered for %s", c.Name, ref, desc.Digest)
 	}
 	return desc, nil
+}
+
+// proven asks c whether it has all of ref, and has proven it.
+func (s *Source) proven(ctx context.Context, c candidate, ref oci.Reference) bool {
+	resp, err := s.request(ctx, http.MethodHead, c, ref, 0, -1)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.Header.Get("Pier-Missing") == ""
 }
 
 // Blobs asks a node how many manifests and blobs it holds.

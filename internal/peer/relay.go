@@ -19,8 +19,8 @@ const (
 	maxPause   = 250 * time.Millisecond
 
 	// maxWait is how long a transfer without a byte of its own waits for another's before it goes to the registry by itself:
-	// longer than two leases can last without progress.
-	maxWait = 15 * time.Second
+	// longer than a lease can last without progress.
+	maxWait = 8 * time.Second
 
 	// lingerFor is how long a finished transfer is still told of as one: until its content is known to be held here.
 	lingerFor = 5 * time.Second
@@ -64,6 +64,9 @@ type relay struct {
 	avoided []directory.ID // others are better
 	watch   *watch
 
+	read   int           // bytes of the registry, since its pace was last noted
+	waited time.Duration // in reading them
+
 	mu        sync.Mutex         // guards all below, and writing failed
 	lost      directory.ID       // who fetches the same and has more; 0: nobody
 	interrupt context.CancelFunc // ends the stream of the registry; nil: there is none
@@ -76,7 +79,7 @@ func (s *Source) relay(ctx context.Context, ref oci.Reference, offset, length in
 		at: offset, end: -1, length: length, again: -1, desc: oci.Descriptor{Size: -1},
 	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
-	if offset == 0 {
+	if offset == 0 && length < 0 {
 		s.trust.forget(r.key)
 	}
 	if err := r.next(); err != nil {
@@ -132,7 +135,8 @@ func (r *relay) find() error {
 		switch {
 		case r.busy && waited < busyWait:
 		case len(list) > 0 && len(r.avoided) > 0 && waited < settle: // then back to those who were left for these
-		case a.Granted, a.Alone, r.length >= 0, waited > maxWait:
+		case a.Granted, a.Alone, r.length >= 0, waited > maxWait, len(list) == 0 && a.Fetcher == 0 && r.s.c.Doorless,
+			len(list) == 0 && a.Fetcher != 0 && !r.askable(a.Fetcher):
 			return r.fetch()
 		case r.s.c.Upstream == nil && a.Fetcher == 0 && len(list) == 0:
 			return fmt.Errorf("%s: %w", r.ref, errAirGapped)
@@ -143,6 +147,15 @@ func (r *relay) find() error {
 			return r.ctx.Err()
 		}
 	}
+}
+
+// joins reports whether this node counts among those who receive the content.
+func (r *relay) joins() bool { return r.length < 0 && !r.s.c.Doorless }
+
+// askable reports whether a neighbour can be read from here at all: what one fetches that cannot be is not waited for.
+func (r *relay) askable(id directory.ID) bool {
+	list := r.s.candidates(r.key, []directory.Source{{ID: id}}, r.failed)
+	return len(r.s.fit(r.ctx, list)) > 0
 }
 
 // better returns the candidates that were not left, or else of those who were left for others the ones that have all of the
@@ -160,7 +173,7 @@ func (r *relay) better(sources []directory.Source) []candidate {
 // ask asks the directory. From then on this node counts among those who receive the content, if it is to receive it to the
 // end: parts are offered to nobody.
 func (r *relay) ask(fetch bool) (directory.Answer, error) {
-	joins := r.length < 0
+	joins := r.joins()
 	a, err := r.s.c.Directory.Lookup(r.ctx, directory.Want{
 		Key: r.key, Scope: r.scope, Offset: r.at, Join: joins, Fetch: joins && fetch && r.s.c.Upstream != nil, Failed: r.failed,
 	})
@@ -287,9 +300,11 @@ func (r *relay) Read(p []byte) (int, error) {
 		if r.end >= 0 && int64(len(p)) > r.end-r.at {
 			p = p[:r.end-r.at]
 		}
-		r.watch.begin()
+		begun := time.Now()
+		r.watch.begin(begun)
 		n, err := r.stream.Read(p)
 		r.watch.end(n)
+		r.pace(n, begun)
 		r.at += int64(n)
 		r.tailed = r.tailed || n > 0 && !r.fetches
 		r.tell(false)
@@ -325,19 +340,26 @@ func (r *relay) move(err error) error {
 	}
 	r.stream.Close()
 	if r.fetches {
-		r.s.c.Log.Info("another node fetches the same and has more: going on from there", "ref", r.ref.String(), "offset", r.at)
+		r.s.c.Log.Info("another node has more: going on from there", "ref", r.ref.String(), "offset", r.at)
 		r.report(false)
+		r.left = slices.DeleteFunc(r.left, func(id directory.ID) bool { return id == lost })
 	} else {
 		switch reason {
-		case leftSlow:
+		case leftSlow, leftDrips:
 			r.avoided = append(r.avoided, r.from.ID)
 		case leftCrawls:
 			r.left = append(r.left, r.from.ID)
+		case leftProves:
+			r.left = append(r.left, r.from.ID)
+			go r.awaitProof(r.from)
 		default:
 			r.fail(r.from.ID)
 		}
 		r.s.leave(r.from.ID, reason)
 		r.s.c.Log.Info("neighbour left", "reason", reason, "peer", r.from.Name, "ref", r.ref.String(), "offset", r.at, "err", err)
+	}
+	if reason == leftDrips {
+		return r.fetch()
 	}
 	return r.next()
 }

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -18,6 +19,27 @@ func (r *relay) lose(fetcher directory.ID) {
 	}
 	r.lost = fetcher
 	r.interrupt()
+}
+
+// awaitProof asks a neighbour now and then whether it has proven what it has, while this node fetches that from the
+// registry, and goes on from there once it has.
+func (r *relay) awaitProof(c candidate) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-r.ctx.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.ctx, budget)
+		proven := r.s.proven(ctx, c, r.ref)
+		cancel()
+		if proven {
+			r.lose(c.ID)
+			return
+		}
+	}
 }
 
 // loser returns who has more of what this node fetches, if that is somebody who can be read.
@@ -65,4 +87,16 @@ func (r *relay) untrack(refused bool) {
 	}
 	track.Report(r.at, false)
 	time.AfterFunc(lingerFor, func() { track.End(false) })
+}
+
+// pace notes how fast the registry is.
+func (r *relay) pace(n int, begun time.Time) {
+	if !r.fetches {
+		return
+	}
+	r.read += n
+	if r.waited += time.Since(begun); r.waited >= paceOver {
+		r.s.trust.fetched(int(float64(r.read) / r.waited.Seconds()))
+		r.read, r.waited = 0, 0
+	}
 }

@@ -43,6 +43,7 @@ type Config struct {
 	Directory *directory.Directory
 	Find      func(directory.ID) (Peer, bool) // who a member of the directory is
 
+	Doorless bool // others cannot read from this node: it is no source, and fetches for itself alone
 	Zone     string
 	TLS      *tls.Config // for doors that speak TLS; nil: those are not asked
 	Fetchers int         // connections with which large content is fetched from a registry; 0: 1
@@ -91,6 +92,8 @@ const (
 	leftHung   = "hung"   // it does not go on
 	leftSlow   = "slow"   // others are faster
 	leftCrawls = "crawls" // anything is faster
+	leftDrips  = "drips"  // it passes on next to nothing: this node fetches
+	leftProves = "proves" // it has yet to prove what it has, which takes too long
 	leftBusy   = "busy"   // all its slots are taken
 	leftEmpty  = "empty"  // it does not have the content
 	leftWrong  = "wrong"  // what it gave did not match its digest, or is of another size
@@ -117,7 +120,7 @@ func New(c Config) *Source {
 		},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	for _, reason := range []string{leftGone, leftHung, leftSlow, leftCrawls, leftBusy, leftEmpty, leftWrong} {
+	for _, reason := range []string{leftGone, leftHung, leftSlow, leftCrawls, leftDrips, leftProves, leftBusy, leftEmpty, leftWrong} {
 		s.meter.left[reason] = c.Metrics.NewCounter(fmt.Sprintf("pier_peer_left_total{reason=%q}", reason))
 	}
 	return s

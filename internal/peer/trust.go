@@ -23,6 +23,8 @@ type trust struct {
 	trouble     map[directory.ID]trouble
 	supplied    map[directory.Key][]directory.ID
 	best        int // bytes a second, see pace
+	registry    int // bytes a second that a registry gave of late; 0: not known
+	measured    time.Time
 }
 
 // A doubt is about one neighbour's copy.
@@ -90,7 +92,11 @@ func (t *trust) failed(id directory.ID) {
 func (t *trust) late(id directory.ID) {
 	t.Lock()
 	defer t.Unlock()
-	put(t.trouble, id, trouble{time.Now().Add(troubleFor), t.trouble[id].wait})
+	before := t.trouble[id]
+	if time.Now().After(before.until) {
+		before.wait = 0
+	}
+	put(t.trouble, id, trouble{time.Now().Add(troubleFor), before.wait})
 }
 
 // works notes that a neighbour delivered.
@@ -139,6 +145,29 @@ func (t *trust) pace(measured int) (best int) {
 	defer t.Unlock()
 	t.best = max(measured, t.best-t.best/8)
 	return t.best
+}
+
+// registryFor is how long the pace of a registry is remembered.
+const registryFor = 10 * time.Minute
+
+// fetched takes how fast a registry was, in bytes a second.
+func (t *trust) fetched(pace int) {
+	t.Lock()
+	defer t.Unlock()
+	if time.Since(t.measured) > registryFor {
+		t.registry = 0
+	}
+	t.registry, t.measured = max(pace, t.registry-t.registry/8), time.Now()
+}
+
+// registryPace returns how fast a registry was of late, in bytes a second; 0 if that is not known.
+func (t *trust) registryPace() int {
+	t.Lock()
+	defer t.Unlock()
+	if time.Since(t.measured) > registryFor {
+		return 0
+	}
+	return t.registry
 }
 
 // forget forgets who supplied content: it is asked for from the start.

@@ -34,20 +34,29 @@ const (
 	// ahead is how much more another must have to be worth a change, in bytes.
 	ahead = 1 << 20
 
-	// provingRate is what a neighbour is given time for that has yet to prove the content it was found with before it gives a
-	// byte of it: bytes a second, of a slow disk.
+	// A neighbour that has yet to prove the content it was found with before it gives a byte of it is given time for that, by
+	// the rate of a slow disk in bytes a second; no more than maxProving where there is a registry, from which is gone on until
+	// it has, nor than maxLonely where there is none: whoever reads this expects something within half a minute.
 	provingRate = 40 << 20
+	maxProving  = 4 * time.Second
+	maxLonely   = 20 * time.Second
+
+	// A neighbour that is receiving and gives less than drip bytes a second for dripFor passes on what somebody fetches who is no
+	// use to anybody: this node takes the lease over.
+	drip    = 8 << 10
+	dripFor = 10
 )
 
 // A watch looks after one stream of a neighbour while it is read. Only the time for which the reader waits counts: a slow
 // client is no fault of the neighbour.
 type watch struct {
-	r     *relay
-	from  directory.ID
-	body  io.Closer      // ends the stream
-	whole bool           // the neighbour has all of the content
-	grace time.Duration  // more time for the first byte
-	avoid []directory.ID // whom the relay left already: they are no better
+	r      *relay
+	from   directory.ID
+	body   io.Closer      // ends the stream
+	whole  bool           // the neighbour has all of the content
+	proves bool           // and has yet to prove it
+	grace  time.Duration  // more time for the first byte
+	avoid  []directory.ID // whom the relay left already: they are no better
 
 	mu      sync.Mutex // guards all below
 	timer   *time.Timer
@@ -56,6 +65,7 @@ type watch struct {
 	waited  time.Duration // in reads, since the pace was last judged
 	moved   int           // bytes in that time
 	given   bool          // a byte came
+	drips   int           // looks at its pace in a row that found it next to nothing
 	reason  string        // why the stream was ended; "": it was not
 	stopped bool
 	looked  time.Time // when a neighbour that has nothing was last asked whether it is there
@@ -65,20 +75,25 @@ type watch struct {
 func (r *relay) newWatch(reply *reply) *watch {
 	w := &watch{r: r, from: reply.ID, body: reply.body, whole: reply.Whole(), at: r.at, reached: -1, avoid: slices.Concat(r.failed, r.left, r.avoided)}
 	if w.whole && reply.missing > 0 { // it has it, and proves it first
+		w.proves = true
 		w.grace = time.Second + time.Duration(reply.desc.Size/provingRate)*time.Second
+		if r.s.c.Upstream != nil {
+			w.grace = min(w.grace, maxProving)
+		}
+		w.grace = min(w.grace, maxLonely)
 	}
 	w.timer = time.AfterFunc(lookEvery, w.look)
 	return w
 }
 
 // begin says that a read begins.
-func (w *watch) begin() {
+func (w *watch) begin(now time.Time) {
 	if w == nil {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.since = time.Now()
+	w.since = now
 }
 
 // end says that a read brought n bytes.
@@ -147,6 +162,8 @@ func (w *watch) judge() (reason string) {
 	}
 	w.mu.Unlock()
 	switch {
+	case idle > limit && w.whole && w.proves && !given && w.r.s.c.Upstream != nil:
+		return leftProves
 	case idle > limit && w.whole:
 		return leftHung
 	case idle > limit && w.r.length >= 0: // a part is not waited for until all that is before it has come
@@ -165,8 +182,11 @@ func (w *watch) judge() (reason string) {
 	}
 	pace := int(float64(moved) / waited.Seconds())
 	best := w.r.s.trust.pace(pace)
-	if w.whole && pace < floor {
+	if w.whole && w.r.s.c.Upstream != nil && pace < w.r.s.trust.registryPace()/slowPart || w.whole && pace < floor {
 		return leftCrawls
+	}
+	if w.drip(pace) && w.wrest(at) {
+		return leftDrips
 	}
 	if pace < best/slowPart {
 		if a, err := w.ask(at, false); err == nil && w.another(a, at) {
@@ -206,13 +226,32 @@ func (w *watch) stuck(at int64, idle time.Duration) string {
 	return ""
 }
 
+// drip reports whether the neighbour has given next to nothing for long.
+func (w *watch) drip(pace int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.drips++; pace >= drip || w.whole {
+		w.drips = 0
+	}
+	return w.drips >= dripFor
+}
+
+// wrest asks for the lease of who fetches, and reports whether it is this node's now.
+func (w *watch) wrest(at int64) bool {
+	a, err := w.ask(at, true)
+	if err == nil && !a.Granted && a.Fetcher != 0 {
+		a, err = w.ask(at, true, a.Fetcher)
+	}
+	return err == nil && a.Granted
+}
+
 // ask asks the directory what else there is, and with fetch, whether this node is to fetch.
-func (w *watch) ask(at int64, fetch bool) (directory.Answer, error) {
+func (w *watch) ask(at int64, fetch bool, failed ...directory.ID) (directory.Answer, error) {
 	ctx, cancel := context.WithTimeout(w.r.ctx, budget)
 	defer cancel()
-	s, joins := w.r.s, w.r.length < 0
+	s, joins := w.r.s, w.r.joins()
 	return s.c.Directory.Lookup(ctx, directory.Want{
-		Key: w.r.key, Scope: w.r.scope, Offset: at, Join: joins, Fetch: fetch && joins && s.c.Upstream != nil,
+		Key: w.r.key, Scope: w.r.scope, Offset: at, Join: joins, Fetch: fetch && joins && s.c.Upstream != nil, Failed: failed,
 	})
 }
 
