@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	maxPeers = 2048 // instances remembered; over it, any other is forgotten for a new one
-	maxAddrs = 16   // of an instance, and of a link: more do not fit into a packet
+	maxPeers = 2048                // instances remembered; over it, any other is forgotten for a new one
+	maxAddrs = 16                  // of an instance, and of a link: more do not fit into a packet
+	maxTold  = maxPeers * maxAddrs // addresses told within a pause; more, of peers that came and were forgotten, wait for the next
 )
 
 // A peer is an instance of the service, as far as it was heard of. One of them is this node.
@@ -136,7 +137,7 @@ func (n *node) report(now time.Time, p *peer) {
 	}
 	for a := range p.addrs {
 		addr := netip.AddrPortFrom(a, p.port)
-		if at, ok := n.told[addr]; !ok || now.Sub(at) >= repeat {
+		if at, ok := n.told[addr]; ok && now.Sub(at) >= repeat || !ok && len(n.told) < maxTold {
 			n.told[addr] = now
 			n.Found(addr)
 		}
@@ -160,12 +161,12 @@ func (n *node) knowsAll(records []dns.RR) bool {
 	})
 }
 
-// appendAddr appends an address heard on l to addrs, unless nobody could connect to it.
+// appendAddr appends an address heard on l to addrs, unless it is of another link, or nobody could connect to it.
 func appendAddr(addrs []netip.Addr, ip []byte, l *link) []netip.Addr {
 	a, _ := netip.AddrFromSlice(ip)
 	a = a.Unmap()
 	switch {
-	case !a.IsGlobalUnicast() && !a.IsLinkLocalUnicast():
+	case !l.has(a) || !a.IsGlobalUnicast() && !a.IsLinkLocalUnicast():
 		return addrs
 	case a.Is6() && a.IsLinkLocalUnicast():
 		a = a.WithZone(l.name)

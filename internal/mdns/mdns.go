@@ -100,7 +100,7 @@ type node struct {
 	send  func(l *link, to netip.AddrPort, message []byte) error // to the group if to is zero
 	links map[int]*link                                          // by index of interface
 	peers map[string]*peer                                       // by name of instance, canonical
-	told  map[netip.AddrPort]time.Time                           // when Found was called
+	told  map[netip.AddrPort]time.Time                           // when Found was called; see maxTold
 	tell  time.Time                                              // when it is next, for all peers
 }
 
@@ -108,13 +108,20 @@ type node struct {
 type link struct {
 	index int
 	name  string
-	addrs []netip.Addr // sorted
+	addrs []netip.Addr   // sorted
+	nets  []netip.Prefix // of addrs, in their order
 
 	round  int       // greetings sent since it came or changed
 	query  time.Time // when the next is due
 	answer time.Time // when the records are due; zero: nobody waits for them
 	sent   time.Time // when they were sent last
 	failed bool      // the last packet could not be sent, as while an IPv6 address is still being tried out
+}
+
+// has reports whether an address is one of the link: of a neighbour, not of somebody that a record merely names.
+func (l *link) has(a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	return a.IsLinkLocalUnicast() || slices.ContainsFunc(l.nets, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 func newNode(c Config) (*node, error) {
@@ -139,7 +146,7 @@ func (n *node) follow(now time.Time, found []link) {
 	old := n.links
 	n.links = make(map[int]*link)
 	for _, l := range found {
-		if o := old[l.index]; o != nil && slices.Equal(o.addrs, l.addrs) {
+		if o := old[l.index]; o != nil && slices.Equal(o.addrs, l.addrs) && slices.Equal(o.nets, l.nets) {
 			if o.failed {
 				o.round, o.query = min(o.round, greet-1), earliest(o.query, now.Add(jitter()))
 			}
@@ -184,7 +191,8 @@ func (n *node) tick(now time.Time) time.Time {
 // receive takes a packet of another node, or one of our own, which come back.
 func (n *node) receive(now time.Time, index int, from netip.AddrPort, m *dns.Msg) {
 	l := n.links[index]
-	if l == nil || m.Opcode != dns.OpcodeQuery || m.Rcode != dns.RcodeSuccess {
+	// Who is not on the link can have sent it through a router only (RFC 6762, section 11).
+	if l == nil || !l.has(from.Addr()) || m.Opcode != dns.OpcodeQuery || m.Rcode != dns.RcodeSuccess {
 		return
 	}
 	if m.Response {

@@ -33,6 +33,8 @@ type sent struct {
 	msg  dns.Msg
 }
 
+func lan() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} }
+
 func simulate(t *testing.T) *simulation {
 	return &simulation{t: t, now: time.Unix(0, 0)}
 }
@@ -63,7 +65,7 @@ func (s *simulation) add(cluster string) *simulated {
 		s.sent = append(s.sent, m)
 		return nil
 	}
-	sn.follow(s.now, []link{{index: 1, name: "lan", addrs: sn.addrs}})
+	sn.follow(s.now, []link{{index: 1, name: "lan", addrs: sn.addrs, nets: lan()}})
 	s.nodes = append(s.nodes, sn)
 	return sn
 }
@@ -178,7 +180,7 @@ func TestChangedAddress(t *testing.T) {
 	a.found = nil
 	old := netip.AddrPortFrom(b.addrs[0], b.Port)
 	b.addrs = []netip.Addr{netip.MustParseAddr("10.0.9.9"), b.addrs[1]}
-	b.follow(s.now, []link{{index: 1, name: "lan", addrs: b.addrs}})
+	b.follow(s.now, []link{{index: 1, name: "lan", addrs: b.addrs, nets: lan()}})
 	s.run(time.Second)
 	if want := netip.AddrPortFrom(b.addrs[0], b.Port); !slices.Contains(a.found, want) {
 		t.Errorf("found %v, want %s", a.found, want)
@@ -201,7 +203,7 @@ func TestSendFails(t *testing.T) {
 	b.send = func(*link, netip.AddrPort, []byte) error { return context.DeadlineExceeded }
 	s.run(8 * time.Second)
 	b.send = send
-	b.follow(s.now, []link{{index: 1, name: "lan", addrs: b.addrs}})
+	b.follow(s.now, []link{{index: 1, name: "lan", addrs: b.addrs, nets: lan()}})
 	s.run(time.Second)
 	a.knows(t, b, true)
 }
@@ -436,4 +438,52 @@ func TestBounded(t *testing.T) {
 		}
 	}
 	s.run(3 * time.Minute) // the queries, with as many known answers as fit
+}
+
+// Every record was another address to be told, and remembered for a minute: a gigabyte of them.
+func TestToldWithoutEnd(t *testing.T) {
+	s := simulate(t)
+	a := s.add("site")
+	from := netip.MustParseAddrPort("10.0.0.9:5353")
+	for i := range maxTold/maxAddrs + 500 {
+		name := fmt.Sprintf("n%d.%s", i, service)
+		m := &dns.Msg{MsgHdr: dns.MsgHdr{Response: true}, Answer: []dns.RR{
+			&dns.SRV{Hdr: header(name, dns.TypeSRV, 120), Port: 9, Target: name},
+			&dns.TXT{Hdr: header(name, dns.TypeTXT, 120), Txt: []string{"cluster=site"}},
+		}}
+		for j := range maxAddrs {
+			m.Answer = append(m.Answer, &dns.A{Hdr: header(name, dns.TypeA, 120), A: []byte{10, byte(i >> 8), byte(i), byte(j)}})
+		}
+		a.receive(s.now, 1, from, m)
+	}
+	if len(a.told) != maxTold || len(a.found) != maxTold {
+		t.Errorf("%d addresses remembered, %d told, want %d", len(a.told), len(a.found), maxTold)
+	}
+	b := s.add("site")
+	s.run(2 * pause)
+	if at := netip.AddrPortFrom(b.addrs[0], b.Port); !slices.Contains(a.found, at) {
+		t.Errorf("%s is not found after that", at)
+	}
+}
+
+// One packet had all nodes of a link connect to any address in the world.
+func TestAddressesOfOtherLinks(t *testing.T) {
+	s := simulate(t)
+	a := s.add("site")
+	name := "n." + service
+	m := &dns.Msg{MsgHdr: dns.MsgHdr{Response: true}, Answer: []dns.RR{
+		&dns.SRV{Hdr: header(name, dns.TypeSRV, 120), Port: 25, Target: name},
+		&dns.TXT{Hdr: header(name, dns.TypeTXT, 120), Txt: []string{"cluster=site"}},
+		&dns.A{Hdr: header(name, dns.TypeA, 120), A: []byte{8, 8, 8, 8}},
+		&dns.AAAA{Hdr: header(name, dns.TypeAAAA, 120), AAAA: netip.MustParseAddr("2001:db8::1").AsSlice()},
+		&dns.A{Hdr: header(name, dns.TypeA, 120), A: []byte{10, 0, 0, 9}},
+	}}
+	a.receive(s.now, 1, netip.MustParseAddrPort("8.8.8.8:5353"), m)
+	if len(a.peers) > 0 {
+		t.Error("a packet from beyond the link is taken")
+	}
+	a.receive(s.now, 1, netip.MustParseAddrPort("10.0.0.9:5353"), m)
+	if want := []netip.AddrPort{netip.MustParseAddrPort("10.0.0.9:25")}; !slices.Equal(a.found, want) {
+		t.Errorf("found %v, want %v", a.found, want)
+	}
 }

@@ -95,6 +95,14 @@ func (w *wire) close() {
 	w.readers.Wait()
 }
 
+// network returns the network that an interface's address is in. DHCP for IPv6 gives addresses alone (/128), in a network of 64 bits.
+func network(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is6() {
+		p = netip.PrefixFrom(p.Addr(), min(p.Bits(), 64))
+	}
+	return p.Masked()
+}
+
 // interfaces returns the interfaces that are up and connected to a link with others. Those of containers mostly have nothing but a
 // link-local address of IPv6: they are returned only if all are so.
 func interfaces() ([]link, error) {
@@ -110,14 +118,18 @@ func interfaces() ([]link, error) {
 			continue // it is gone
 		}
 		l, named := link{index: i.Index, name: i.Name}, false
+		var found []netip.Prefix
 		for _, a := range addrs {
 			if p, err := netip.ParsePrefix(a.String()); err == nil {
-				l.addrs = append(l.addrs, p.Addr())
+				found = append(found, p)
 				named = named || p.Addr().Is4() || p.Addr().IsGlobalUnicast()
 			}
 		}
-		slices.SortFunc(l.addrs, netip.Addr.Compare)
-		l.addrs = l.addrs[:min(len(l.addrs), maxAddrs)]
+		slices.SortFunc(found, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+		for _, p := range found[:min(len(found), maxAddrs)] {
+			l.addrs = append(l.addrs, p.Addr())
+			l.nets = append(l.nets, network(p))
+		}
 		switch {
 		case named:
 			links = append(links, l)

@@ -22,13 +22,13 @@ func (g *Group) label() string { return "pier " + g.c.Cluster }
 // start begins to gossip under the address to be reached at.
 func (g *Group) start(socket *socket, advertise netip.AddrPort) error {
 	p := g.c.pace
-	d := &delegate{g: g, generation: g.generation.Add(1), name: advertise.String()}
+	d := &delegate{g: g, generation: g.generation.Add(1), name: advertise.String(), addr: advertise.Addr()}
 	d.instance = g.instance()
 	d.meta = encodeMeta(g.c.Self, d.instance)
 	c := memberlist.DefaultLANConfig()
 	c.Name = d.name
 	c.Label = g.label()
-	c.Transport = newTransport(socket, advertise)
+	c.Transport = newTransport(socket, advertise, g.ring)
 	c.AdvertiseAddr, c.AdvertisePort, c.BindPort = advertise.Addr().String(), int(advertise.Port()), int(advertise.Port())
 	c.GossipInterval, c.PushPullInterval, c.GossipToTheDeadTime, c.TCPTimeout = p.gossip, p.sync, p.forget, p.exchange
 	c.ProbeInterval, c.ProbeTimeout = p.probe, p.timeout
@@ -88,7 +88,8 @@ type delegate struct {
 	g          *Group
 	generation uint64
 	name       string
-	instance   string // of this node under this name: the process and the generation
+	addr       netip.Addr // of name
+	instance   string     // of this node under this name: the process and the generation
 	meta       []byte
 }
 
@@ -134,6 +135,9 @@ func (d *delegate) NotifyAlive(n *memberlist.Node) error {
 	}
 	if strings.HasPrefix(instance, d.g.process) && m.Name != d.name {
 		return errHere // as it was under another address
+	}
+	if m.Addr.IsLoopback() && !d.addr.IsLoopback() || m.Addr.IsLinkLocalUnicast() && !d.addr.IsLinkLocalUnicast() {
+		return errElsewhere
 	}
 	if d.g.view.full(m.Name) {
 		return errFull

@@ -356,7 +356,7 @@ func TestGarbage(t *testing.T) {
 		t.Errorf("a connection that says nothing: got error %v, want it closed", err)
 	}
 	eventually(t, func() string {
-		if n := len(a.opened().streams); n > 0 {
+		if n := a.opened().callers.count(); n > 0 {
 			return fmt.Sprintf("%d connections are still counted", n)
 		}
 		return ""

@@ -16,9 +16,14 @@ import (
 // maxAddrs bounds the addresses of one name that are tried.
 const maxAddrs = 8
 
+// maxAnswer is the bytes taken of a door's answer, and of its header.
+const maxAnswer = 64 << 10
+
 var (
 	errHere = errors.New("this node itself")
 	errFull = errors.New("too many members")
+	// Where an address means another machine to everybody, such as this one's own services or its cloud's, a member could have all nodes ask there.
+	errElsewhere = errors.New("an address that means another machine here")
 )
 
 // rejoin starts the tries that are due, as many as may run at once. It waits for none.
@@ -200,7 +205,7 @@ func (d asker) ask(ctx context.Context, hostport string) (uint16, error) {
 	var errs []error
 	for _, t := range tries {
 		client := http.Client{
-			Transport:     &http.Transport{DisableKeepAlives: true, TLSClientConfig: t.tls},
+			Transport:     &http.Transport{DisableKeepAlives: true, TLSClientConfig: t.tls, MaxResponseHeaderBytes: maxAnswer},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}
 		port, err := askOver(ctx, &client, t.scheme+"://"+hostport+"/api/v1/node")
@@ -225,7 +230,6 @@ func askOver(ctx context.Context, client *http.Client, url string) (uint16, erro
 	if resp.StatusCode != http.StatusOK {
 		return 0, fmt.Errorf("%s: status %s", url, strconv.Itoa(resp.StatusCode))
 	}
-	const maxAnswer = 64 << 10
 	var answer struct {
 		Port uint16 `json:"gossip_port"`
 	}

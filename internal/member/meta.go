@@ -64,11 +64,14 @@ func encodeMeta(m Member, instance string) []byte {
 	return b
 }
 
+// reserved reports whether ip is of 0.0.0.0/8, which to most systems is themselves, or of 240.0.0.0/4, broadcast included.
+func reserved(ip [4]byte) bool { return ip[0] == 0 || ip[0] >= 240 }
+
 // decode returns what a node says of itself, and its instance. Anything in it may be made up.
 func decode(n *memberlist.Node) (Member, string, error) {
 	addr, ok := netip.AddrFromSlice(n.Addr)
 	addr = addr.Unmap()
-	if !ok || addr.IsUnspecified() || addr.IsMulticast() || n.Port == 0 {
+	if !ok || addr.IsUnspecified() || addr.IsMulticast() || n.Port == 0 || addr.Is4() && reserved(addr.As4()) {
 		return Member{}, "", errors.New("no address to reach it at")
 	}
 	m := Member{Addr: addr, Gossip: n.Port, Name: netip.AddrPortFrom(addr, n.Port).String()}

@@ -80,7 +80,7 @@ func (g *Group) bind() error {
 	if g.opened() != nil {
 		return nil
 	}
-	socket, err := openSocket(g.listen, g.meter)
+	socket, err := openSocket(g.listen, g.meter, g.view.count)
 	switch {
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		if g.absent.ok() {
@@ -150,6 +150,10 @@ func (g *Group) locate(ctx context.Context) (at netip.AddrPort, moved bool) {
 // resolveOwn returns the address of Config.Advertise: now if it is still one of them or they cannot be looked up.
 func (g *Group) resolveOwn(ctx context.Context, now choice) choice {
 	ips, err := g.resolve(ctx, g.advertise.host)
+	if err != nil && g.nameless.ok() {
+		g.log.WarnContext(ctx, "the name that others are to reach this node by cannot be looked up; it is tried again and again",
+			"name", g.advertise.host, "alone", !now.ip.IsValid(), "err", err)
+	}
 	if err != nil || slices.Contains(ips, now.ip) {
 		return now
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -16,32 +15,32 @@ import (
 )
 
 const (
-	maxPacket   = 64 << 10 // bytes; what UDP can carry
-	maxStreams  = 128      // connections from others at once, as many as memberlist exchanges state over
-	maxInbound  = 16 << 20 // bytes taken of one connection: what 16,384 members tell of themselves, twice over
-	receiveSize = 1 << 20  // bytes of packets that the kernel keeps for a process that gets no processor; it may allow less
+	maxPacket   = 2 << 10 // bytes; members send 1,405 at most
+	receiveSize = 1 << 20 // bytes of packets that the kernel keeps for a process that gets no processor; it may allow less
 )
 
 // A socket is the address that gossip comes to, TCP and UDP. It outlives the [transport]s that read from it: a node that
 // gets another address keeps its port.
 type socket struct {
 	meter   *instruments
+	members func() int // how many there are
 	tcp     *net.TCPListener
 	udp     *net.UDPConn
 	port    uint16
-	streams chan struct{} // an element for every connection from others
+	callers callers
+	held    struct{ inbound, dialled atomic.Int64 } // bytes, see maxHeld
 	wg      sync.WaitGroup
 
 	reader atomic.Pointer[transport] // nil: what comes is dropped
 }
 
 // openSocket listens at addr, on every address if it is unspecified.
-func openSocket(addr listenAddress, meter *instruments) (*socket, error) {
+func openSocket(addr listenAddress, meter *instruments, members func() int) (*socket, error) {
 	const tries = 10 // of ports that are free for TCP and turn out not to be for UDP
 	for i := 1; ; i++ {
 		s, err := listenBoth(addr)
 		if err == nil {
-			s.meter = meter
+			s.meter, s.members = meter, members
 			s.wg.Go(s.accept)
 			s.wg.Go(s.receive)
 			return s, nil
@@ -68,7 +67,7 @@ func listenBoth(addr listenAddress) (*socket, error) {
 		return nil, err
 	}
 	_ = udp.SetReadBuffer(receiveSize) // less than wished is no fault
-	return &socket{tcp: tcp, udp: udp, port: uint16(port), streams: make(chan struct{}, maxStreams)}, nil
+	return &socket{tcp: tcp, udp: udp, port: uint16(port), callers: callers{from: make(map[netip.Addr]int)}}, nil
 }
 
 // close ends the socket. The transport reading from it must be closed before.
@@ -97,22 +96,25 @@ func (s *socket) accept() {
 			continue
 		}
 		t := s.reader.Load()
-		select {
-		case s.streams <- struct{}{}:
-		default:
-			t = nil
-		}
 		if t == nil {
 			conn.Close()
 			continue
 		}
+		leave := s.callers.enter(conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
+		if leave == nil {
+			conn.Close()
+			continue
+		}
 		s.meter.received.Inc()
-		t.stream(&stream{Conn: conn, meter: s.meter, left: maxInbound, release: sync.OnceFunc(func() { <-s.streams })})
+		t.stream(&stream{
+			Conn: conn, meter: s.meter, left: maxInbound, budget: &s.held.inbound, answer: s.members() * costAnswer, release: leave,
+		})
 	}
 }
 
 func (s *socket) receive() {
-	buf := make([]byte, maxPacket)
+	buf := make([]byte, maxPacket+1) // one more tells a packet that was cut off
+	var g guard
 	for {
 		n, from, err := s.udp.ReadFromUDPAddrPort(buf)
 		if err != nil {
@@ -128,6 +130,10 @@ func (s *socket) receive() {
 		}
 		s.meter.received.Inc()
 		s.meter.receivedBytes.Add(n)
+		// What is encrypted begins with anything, and memberlist takes nothing else then.
+		if n > maxPacket || len(t.ring.GetKeys()) == 0 && !g.admits(buf[:n], at) {
+			continue
+		}
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 		// Unlike memberlist's own transport, this one allocates what the packet has, not the 64 KiB it could have had.
 		packet := memberlist.Packet{Buf: append([]byte(nil), buf[:n]...), From: net.UDPAddrFromAddrPort(from), Timestamp: at}
@@ -142,6 +148,7 @@ func (s *socket) receive() {
 type transport struct {
 	socket    *socket
 	advertise netip.AddrPort
+	ring      *memberlist.Keyring // empty: gossip is not encrypted
 	packets   chan *memberlist.Packet
 	streams   chan net.Conn
 
@@ -150,8 +157,8 @@ type transport struct {
 }
 
 // newTransport returns a transport that reads from s in the place of the one before.
-func newTransport(s *socket, advertise netip.AddrPort) *transport {
-	t := &transport{socket: s, advertise: advertise, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn)}
+func newTransport(s *socket, advertise netip.AddrPort, ring *memberlist.Keyring) *transport {
+	t := &transport{socket: s, advertise: advertise, ring: ring, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn)}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	s.reader.Store(t)
 	return t
@@ -200,7 +207,9 @@ func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Durati
 	}
 	cut := context.AfterFunc(t.ctx, func() { conn.Close() })
 	t.socket.meter.sent.Inc()
-	return &stream{Conn: conn, meter: t.socket.meter, left: maxInbound, release: func() { cut() }}, nil
+	return &stream{
+		Conn: conn, meter: t.socket.meter, left: maxInbound, budget: &t.socket.held.dialled, release: func() { cut() },
+	}, nil
 }
 
 // Shutdown implements [memberlist.Transport]. The socket stays.
@@ -208,33 +217,4 @@ func (t *transport) Shutdown() error {
 	t.socket.reader.CompareAndSwap(t, nil)
 	t.stop()
 	return nil
-}
-
-// A stream is a connection of gossip that counts, and takes no more than left bytes.
-type stream struct {
-	net.Conn
-	meter   *instruments
-	left    int
-	release func()
-}
-
-func (s *stream) Read(p []byte) (int, error) {
-	if s.left <= 0 {
-		return 0, io.ErrUnexpectedEOF
-	}
-	n, err := s.Conn.Read(p[:min(len(p), s.left)])
-	s.left -= n
-	s.meter.receivedBytes.Add(n)
-	return n, err
-}
-
-func (s *stream) Write(p []byte) (int, error) {
-	n, err := s.Conn.Write(p)
-	s.meter.sentBytes.Add(n)
-	return n, err
-}
-
-func (s *stream) Close() error {
-	s.release()
-	return s.Conn.Close()
 }

@@ -22,6 +22,7 @@ type view struct {
 
 	mu      sync.Mutex // guards all below
 	entries map[string]*entry
+	gone    map[string]*entry      // took their leave, and are alive as far as memberlist knows
 	places  map[netip.AddrPort]int // how many members are alive that have a door there
 	drops   []time.Time            // when members were dropped in the last window, oldest first
 }
@@ -30,11 +31,12 @@ type entry struct {
 	Member
 	instance string
 	alive    bool
-	due      time.Time // not alive: may be dropped then
+	due      time.Time // not alive: may be dropped then; gone: is back then
+	stayed   bool      // was gone, and is back: another goodbye is not believed
 }
 
 func newView(window time.Duration, meter *instruments, changed func()) *view {
-	return &view{window: window, meter: meter, changed: changed, entries: make(map[string]*entry), places: make(map[netip.AddrPort]int)}
+	return &view{window: window, meter: meter, changed: changed, entries: make(map[string]*entry), gone: make(map[string]*entry), places: make(map[netip.AddrPort]int)}
 }
 
 func (v *view) count() int {
@@ -47,6 +49,7 @@ func (v *view) count() int {
 func (v *view) put(m Member, instance string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	delete(v.gone, m.Name)
 	e := v.entries[m.Name]
 	if e == nil {
 		e = &entry{}
@@ -55,6 +58,7 @@ func (v *view) put(m Member, instance string) {
 	}
 	v.place(e, -1)
 	changed := e.Member != m
+	e.stayed = e.stayed && e.instance == instance
 	e.Member, e.instance, e.alive = m, instance, true
 	v.place(e, 1)
 	if changed {
@@ -77,7 +81,7 @@ func (v *view) restarted(name, instance string) (Member, bool) {
 func (v *view) full(name string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return len(v.entries) >= maxMembers && v.entries[name] == nil
+	return len(v.entries)+len(v.gone) >= maxMembers && v.entries[name] == nil && v.gone[name] == nil
 }
 
 // place counts the doors of e if it is alive. The caller holds mu.
@@ -104,6 +108,7 @@ func (v *view) present(at netip.AddrPort) bool {
 func (v *view) lose(name string) (Member, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	delete(v.gone, name)
 	e := v.entries[name]
 	if e == nil || !e.alive {
 		return Member{}, false
@@ -116,15 +121,23 @@ func (v *view) lose(name string) (Member, bool) {
 }
 
 // leave drops the member that said that it leaves. A restarted one under its name is another.
+//
+// Without a key, anybody can say so for it, and memberlist, which is told otherwise, does not speak of it again while it lives: if it is
+// not dead within a window, it is back.
 func (v *view) leave(instance string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, e := range v.entries {
-		if e.instance == instance {
-			v.place(e, -1)
-			v.drop(e)
-			return
+		if e.instance != instance || e.stayed {
+			continue
 		}
+		v.place(e, -1)
+		v.drop(e)
+		if e.alive {
+			e.due = time.Now().Add(v.window)
+			v.gone[e.Name] = e
+		}
+		return
 	}
 }
 
@@ -132,6 +145,7 @@ func (v *view) leave(instance string) {
 func (v *view) suspend() []Member {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	clear(v.gone)
 	all := make([]Member, 0, len(v.entries))
 	due := time.Now().Add(v.window)
 	for _, e := range v.entries {
@@ -142,7 +156,7 @@ func (v *view) suspend() []Member {
 	return all
 }
 
-// prune drops members that are dead, in a window at most a third of all, or three if that is more. The others stay as if they
+// prune takes back members that did not leave, and drops members that are dead, in a window at most a third of all, or three if that is more. The others stay as if they
 // were alive until it is their turn, or they are.
 //
 // A single failure is thus seen at once. But where many members seem to fail together, more often than not it is this
@@ -156,6 +170,17 @@ func (v *view) prune() {
 }
 
 func (v *view) pruneLocked(now time.Time) {
+	for name, e := range v.gone {
+		if now.Before(e.due) {
+			continue
+		}
+		delete(v.gone, name)
+		e.stayed = true
+		v.entries[name] = e
+		v.place(e, 1)
+		v.meter.joins.Inc()
+		v.changed()
+	}
 	v.drops = slices.DeleteFunc(v.drops, func(t time.Time) bool { return now.Sub(t) >= v.window })
 	var dead []*entry
 	for _, e := range v.entries {

@@ -2,6 +2,7 @@ package member
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -148,6 +149,51 @@ func TestChooseAddress(t *testing.T) {
 	} {
 		if got := c.here.choose(c.now, c.v4only); got != c.want {
 			t.Errorf("%s: got %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// One packet of anybody, in the name of a member, had that member forgotten for good.
+func TestForgedGoodbye(t *testing.T) {
+	a := gossiping(t, Config{})
+	b := start(t, Config{Cluster: "x", Peers: at(a)})
+	a.sees(t, b)
+	udp, err := net.Dial("udp", a.name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	goodbye := labelled(append([]byte{typeUser, frameGoodbye}, b.instance()...))
+	_, _ = udp.Write(goodbye)
+	a.sees(t)
+	a.sees(t, b)
+	_, _ = udp.Write(goodbye)
+	keeps(t, a.c.pace.window/2, func() string {
+		if len(a.Members()) != 1 {
+			return "it is believed again"
+		}
+		return ""
+	})
+	b.stop()
+	a.sees(t)
+}
+
+// Members could name addresses that are another machine's to everybody, and all nodes asked there.
+func TestMembersElsewhere(t *testing.T) {
+	a := gossiping(t, Config{})
+	for _, own := range []string{"10.0.0.1", "127.0.0.1"} {
+		d := &delegate{g: a.Group, name: own + ":7946", addr: netip.MustParseAddr(own)}
+		for addr, want := range map[string]bool{
+			"10.0.0.2": true, "fd00::2": true, "127.0.0.2": own == "127.0.0.1", "::1": own == "127.0.0.1",
+			"169.254.169.254": false, "fe80::1": false, "0.0.0.1": false, "255.255.255.255": false, "224.0.0.1": false,
+		} {
+			n := memberlist.Node{
+				Name: netip.AddrPortFrom(netip.MustParseAddr(addr), 80).String(), Addr: netip.MustParseAddr(addr).AsSlice(), Port: 80,
+				Meta: encodeMeta(Member{}, "0123456789abcdef"),
+			}
+			if err := d.NotifyAlive(&n); (err == nil) != want {
+				t.Errorf("%s at %s: got error %v, want it admitted: %v", own, addr, err, want)
+			}
 		}
 	}
 }
