@@ -118,8 +118,19 @@ func refusal(base, name, status string, body []byte) error {
 	case strings.HasPrefix(status, "404 "):
 		return errUnknown
 	default:
-		return fmt.Errorf("the node at %s: %s: %s", base, status, printable(first.Message))
+		return fmt.Errorf("the node at %s: %s: %s%s", base, status, printable(first.Message), advice(name, status))
 	}
+}
+
+// advice says what to do about a refusal with that status.
+func advice(name, status string) (text string) {
+	if strings.HasPrefix(status, "5") {
+		text = "; its log says why"
+	}
+	if name == "locate" && !strings.HasPrefix(status, "400 ") { // the registry was asked what a tag names
+		text += "; its metrics door tells what the nodes know, and asks no registry"
+	}
+	return text
 }
 
 func notOurs(base string) error {

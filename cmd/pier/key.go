@@ -29,7 +29,8 @@ the file can join: let only root, or the user that Pier runs as, read it. Make i
 copy it to every node, and start each with --cluster-key-file /etc/pier/cluster.key.
 
 The file holds up to three keys, one a line. The first is used, all are accepted, and what follows a # does not
-count. So a key is replaced while the cluster runs; after each step, reload every node (SIGHUP) before the next:
+count. So a key is replaced while the cluster runs. The file is read again within seconds of a change; finish
+each step on every node before the next:
 
   1. Add the new key as the second line of the file, on every node.
   2. Make it the first line, on every node.

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"pier/internal/node"
+	"pier/internal/oci"
 )
 
 func locateCommand() *cobra.Command {
@@ -18,14 +20,18 @@ func locateCommand() *cobra.Command {
 		Use:   "locate DIGEST|REFERENCE",
 		Short: "List the nodes that hold an image, or one blob or manifest",
 		Long: `List the nodes that hold the content of a digest, or the image of a reference with all that it
-consists of. The exit status is 1 if no node holds it, or some part of it.`,
+consists of. The exit status is 1 if no node holds it, or some part of it, or if the node that is asked does
+not know what it consists of.
+
+At its node door a node asks the registry what a tag names now, and fetches and keeps the manifest, as for
+a pull. At its metrics door it only says what it and its peers know.`,
 		Example: `  pier locate docker.io/library/alpine:3.20
   pier locate sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 || args[0] == "" {
 				return usageError{errors.New("locate wants one digest or reference; see 'pier locate --help'")}
 			}
-			return nil
+			return checkDigest(args[0])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var info node.LocateInfo
@@ -51,18 +57,35 @@ consists of. The exit status is 1 if no node holds it, or some part of it.`,
 	return cmd
 }
 
-// missingError returns an error if there is content that nobody holds.
+// checkDigest reports what begins as a digest and is none. People shorten them, as other tools allow.
+func checkDigest(arg string) error {
+	for algorithm, digits := range map[string]int{"sha256": 64, "sha512": 128} {
+		if _, err := oci.ParseDigest(arg); err != nil && strings.HasPrefix(arg, algorithm+":") {
+			return usageError{fmt.Errorf("%.200q is no digest: write all of its %d hexadecimal digits, in lower case", arg, digits)}
+		}
+	}
+	return nil
+}
+
+// missingError returns an error if there is content that nobody holds, or might be.
 func missingError(asked string, info node.LocateInfo) error {
-	missing := 0
+	missing, coming := 0, false
 	for _, c := range info.Content {
 		if len(c.Holders) == 0 {
 			missing++
 		}
+		coming = coming || len(c.Receiving)+len(c.Fetching) > 0
 	}
 	switch missing {
 	case len(info.Content):
+		if coming {
+			return fmt.Errorf("nobody holds %.300q yet: it is on its way", asked)
+		}
 		return nobodyHolds(asked)
 	case 0:
+		if info.Partial != "" {
+			return fmt.Errorf("what else belongs to %.300q is not known here: ask a node that holds it, with --node URL, or pull it through this one", asked)
+		}
 		return nil
 	}
 	return fmt.Errorf("nobody holds %d of the %d parts of %.300q yet", missing, len(info.Content), asked)
@@ -82,9 +105,10 @@ type location struct {
 	fetching  bool
 }
 
-func (l *location) state(parts int) string {
+// state is what a node is said to do. Parts is how many there are, all of them or not.
+func (l *location) state(parts int, all bool) string {
 	switch {
-	case l.whole == parts:
+	case l.whole == parts && all:
 		return "complete"
 	case l.fetching:
 		return "fetching from upstream"
@@ -150,7 +174,7 @@ func printLocations(w io.Writer, info node.LocateInfo) error {
 		if l.unsized {
 			size = "-"
 		}
-		t.add(nodeText(l.PeerRef), l.Door, l.Zone, fmt.Sprintf("%d/%d", l.whole, parts), size, l.state(parts))
+		t.add(nodeText(l.PeerRef), l.Door, l.Zone, fmt.Sprintf("%d/%d", l.whole, parts), size, l.state(parts, info.Partial == ""))
 	}
 	t.alignRight(3)
 	t.alignRight(4)
@@ -160,8 +184,16 @@ func printLocations(w io.Writer, info node.LocateInfo) error {
 
 // headline says what was found: the full name, how many parts and bytes.
 func headline(info node.LocateInfo) string {
+	why := ""
+	if info.Partial != "" {
+		why = ": " + printable(info.Partial)
+	}
 	if len(info.Content) == 1 {
-		return printable(info.Ref) + ": " + printable(info.Content[0].Kind) + sizeSuffix(info.Content[0].Size)
+		kind := cmp.Or(printable(info.Content[0].Kind), "content")
+		if why != "" {
+			kind += " only"
+		}
+		return printable(info.Ref) + ": " + kind + sizeSuffix(info.Content[0].Size) + why
 	}
 	var bytes int64
 	for _, c := range info.Content {
@@ -171,7 +203,7 @@ func headline(info node.LocateInfo) string {
 		}
 		bytes += c.Size
 	}
-	return fmt.Sprintf("%s: %d parts%s", printable(info.Ref), len(info.Content), sizeSuffix(bytes))
+	return fmt.Sprintf("%s: %d parts%s%s", printable(info.Ref), len(info.Content), sizeSuffix(bytes), why)
 }
 
 func sizeSuffix(n int64) string {

@@ -85,6 +85,38 @@ node-c.lan  10.0.0.3:5000   rack-2    0/1   65.5 kB  receiving
 `)
 }
 
+// Who asks for what is on its way was told to pull it.
+func TestLocateOnItsWay(t *testing.T) {
+	info := sharing()
+	info.Content = info.Content[2:]
+	url, _ := locating(t, info)
+	_, _, err := pier(t, "locate", image, "--node", url)
+	if want := `nobody holds "` + image + `" yet: it is on its way`; err == nil || err.Error() != want || exitStatus(err) != 1 {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+// A node that lacks the manifest knows who has that, and nothing of the layers: "complete" would be a guess.
+func TestLocateManifestOnly(t *testing.T) {
+	info := sharing()
+	info.Content = info.Content[:1]
+	info.Partial = "this node cannot read the manifest, so what it refers to is not known"
+	url, _ := locating(t, info)
+	stdout, _, err := pier(t, "locate", image, "--node", url)
+	if want := `what else belongs to "` + image + `" is not known here: ask a node that holds it, with --node URL, or pull it through this one`; err == nil || err.Error() != want || exitStatus(err) != 1 {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	wantText(t, stdout, `
+registry.example.com:5000/team/app:V1: manifest only, 1.2 kB: this node cannot read the manifest, so what it refers to is not known
+
+NODE        PEER DOOR       ZONE    PARTS    SIZE  STATE
+node-a.lan  10.0.0.1:5000   rack-1    1/1  1.2 kB  part
+node-b.lan  [fd00::2]:5000  rack-1    1/1  1.2 kB  part
+node-c.lan  10.0.0.3:5000   rack-2    1/1  1.2 kB  part
+node-d.lan  10.0.0.4:5000   -         1/1  1.2 kB  part
+`)
+}
+
 func TestNobodyHolds(t *testing.T) {
 	const want = `nobody holds "alpine"; pull it through a node that reaches its registry`
 	unknown := startDoor(t, answers{"locate": func(context.Context, string) (any, error) { return nil, oci.ErrNotFound }})
@@ -103,6 +135,22 @@ func TestLocateArguments(t *testing.T) {
 		if _, _, err := pier(t, args...); exitStatus(err) != 2 || !strings.Contains(err.Error(), "see 'pier locate --help'") {
 			t.Errorf("%q: got %v, want a usage error", args, err)
 		}
+	}
+	for arg, want := range map[string]string{
+		"sha256:12":                           `"sha256:12" is no digest: write all of its 64 hexadecimal digits, in lower case`,
+		"sha256:" + strings.Repeat("A", 64):   "write all of its 64 hexadecimal digits, in lower case",
+		"sha512:" + strings.Repeat("a", 64):   "write all of its 128 hexadecimal digits, in lower case",
+		"sha256:":                             "write all of its 64 hexadecimal digits, in lower case",
+		"sha256:" + strings.Repeat("a", 64-1): "write all of its 64 hexadecimal digits, in lower case",
+	} {
+		if _, _, err := pier(t, "locate", arg); exitStatus(err) != 2 || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%q: got %v, want …%s", arg, err, want)
+		}
+	}
+	fault := startDoor(t, answers{"locate": func(context.Context, string) (any, error) { return nil, oci.ErrUnavailable }})
+	if _, _, err := pier(t, "locate", "alpine", "--node", fault); err == nil ||
+		!strings.HasSuffix(err.Error(), "; its log says why; its metrics door tells what the nodes know, and asks no registry") {
+		t.Errorf("a registry that cannot be asked: got %v", err)
 	}
 	invalid := startDoor(t, answers{"locate": func(context.Context, string) (any, error) { return nil, oci.ErrNameInvalid }})
 	_, _, err := pier(t, "locate", "UPPER/case", "--node", invalid)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -37,13 +38,25 @@ func peersCommand() *cobra.Command {
 				fmt.Fprintln(stderr, "pier: peers file:", printable(fault))
 			}
 			if len(info.Peers) == 0 {
-				fmt.Fprintln(stderr, "pier: no peers yet: the node finds them through --peers, --peers-file, --peers-dns or --mdns of 'pier serve'")
+				fmt.Fprintln(stderr, "pier:", alone(info.Ways))
 			}
 			return nil
 		},
 	}
 	a.register(cmd)
 	return cmd
+}
+
+// alone says what to do about a node without peers, which looks for some in these ways.
+func alone(ways []string) string {
+	if len(ways) == 0 {
+		return "no peers: this node does not look for any; see --peers, --peers-file, --peers-dns and --mdns of 'pier serve'"
+	}
+	flags := make([]string, len(ways))
+	for i, way := range ways {
+		flags[i] = "--" + printable(way)
+	}
+	return "no peers yet: this node looks for them with " + strings.Join(flags, ", ") + "; its log says whom it found and could not join"
 }
 
 func printPeers(w io.Writer, info node.PeersInfo) error {

@@ -91,9 +91,16 @@ func TestNoPeers(t *testing.T) {
 	url := startDoor(t, answers{"peers": func(context.Context, string) (any, error) { return alone, nil }})
 	t.Setenv("PIER_NODE", strings.TrimPrefix(url, "http://")+"/")
 	stdout, stderr, err := pier(t, "peers")
-	if err != nil || strings.Count(stdout, "\n") != 2 || !strings.Contains(stderr, "no peers yet") {
+	if err != nil || strings.Count(stdout, "\n") != 2 {
 		t.Errorf("got %v\n%s%s", err, stdout, stderr)
 	}
+	wantText(t, stderr, "pier: no peers: this node does not look for any; see --peers, --peers-file, --peers-dns and --mdns of 'pier serve'\n")
+
+	alone.Ways = []string{"peers-file", "mdns"}
+	if _, stderr, err = pier(t, "peers"); err != nil {
+		t.Error(err)
+	}
+	wantText(t, stderr, "pier: no peers yet: this node looks for them with --peers-file, --mdns; its log says whom it found and could not join\n")
 }
 
 // TestNodeCannotBeAsked holds the end of every message about a node that does not answer as it should.
@@ -122,7 +129,7 @@ func TestNodeCannotBeAsked(t *testing.T) {
 		{"a web page", handle(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }), "is no node: say where one is with --node URL or PIER_NODE", 1},
 		{"a redirect", handle(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusFound) }), "is no node: say where one is with --node URL or PIER_NODE", 1},
 		{"the peer door", startDoor(t, nil), "does not answer peers there: ask its node or metrics door, or one that is not older than this program", 1},
-		{"a fault", startDoor(t, answers{"peers": func(context.Context, string) (any, error) { return nil, errors.New("secret") }}), "502 Bad Gateway: the content could not be had at this time", 1},
+		{"a fault", startDoor(t, answers{"peers": func(context.Context, string) (any, error) { return nil, errors.New("secret") }}), "502 Bad Gateway: the content could not be had at this time; its log says why", 1},
 		{"an unknown certificate", secret.URL, "ask its metrics door instead, for example --node http://127.0.0.1:9090", 1},
 		{"no URL", "http://", "is no URL of a node: write one like http://127.0.0.1:5001", 2},
 		{"another scheme", "ftp://x", "is no URL of a node: write one like http://127.0.0.1:5001", 2},

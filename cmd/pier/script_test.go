@@ -31,12 +31,13 @@ func TestMain(m *testing.M) {
 //	upstream VAR     start a registry with team/app:v1 and set VAR to its address; VAR_MANIFEST and VAR_LAYER to digests
 //	outage, recovery make all upstreams answer 503, and answer again
 //	ready URL        wait until URL answers 200
+//	until COMMAND …  wait until a command succeeds
 //	get STATUS URL   ask once, print headers and body to stdout, and compare the status
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata",
 		Setup: setUpScript,
-		Cmds:  map[string]func(*testscript.TestScript, bool, []string){"ports": ports, "upstream": startUpstream, "outage": outage, "recovery": outage, "ready": ready, "get": get},
+		Cmds:  map[string]func(*testscript.TestScript, bool, []string){"ports": ports, "upstream": startUpstream, "outage": outage, "recovery": outage, "ready": ready, "until": until, "get": get},
 		Condition: func(cond string) (bool, error) {
 			if cond != "containerd" {
 				return false, fmt.Errorf("unknown condition %s", cond)
@@ -123,6 +124,16 @@ func ready(ts *testscript.TestScript, _ bool, args []string) {
 		time.Sleep(25 * time.Millisecond)
 	}
 	ts.Fatalf("%s is not ready after 5 seconds", args[0])
+}
+
+func until(ts *testscript.TestScript, _ bool, args []string) {
+	for range 100 {
+		if ts.Exec(args[0], args[1:]...) == nil {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	ts.Fatalf("%q does not succeed within 10 seconds", args)
 }
 
 func get(ts *testscript.TestScript, _ bool, args []string) {

@@ -15,9 +15,10 @@ func serveCommand(stderr io.Writer) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the node",
-		Long: `Run the node until it is told to stop (SIGTERM drains what is being served; SIGHUP reads upstreams and
-certificates again). Every flag is also an environment variable, --cache-dir as PIER_CACHE_DIR, and a
-key of the YAML file that --config names, as cache-dir.`,
+		Long: `Run the node until it is told to stop (SIGTERM drains what is being served). Upstreams, certificates of the
+node door, the peers file and the cluster key are read again when their files change, and at SIGHUP. Every
+flag is also an environment variable, --cache-dir as PIER_CACHE_DIR, and a key of the YAML file that --config
+names, as cache-dir.`,
 		Example: `  pier serve                                       # beside containerd, or with a cache of its own
   pier serve --cache-dir /srv/pier --listen :5001  # a cache for the whole site
   pier serve --config /etc/pier/config.yaml`,

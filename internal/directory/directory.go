@@ -85,7 +85,6 @@ type meter struct {
 	hits, misses, unanswered *metrics.Counter
 	seconds                  *metrics.FloatCounter
 	count                    *metrics.Counter
-	granted                  *metrics.Counter
 }
 
 // New returns a Directory that knows only this node. Close ends it.
@@ -113,7 +112,6 @@ func New(c Config) *Directory {
 			unanswered: c.Metrics.NewCounter(`pier_lookups_total{result="unanswered"}`),
 			seconds:    c.Metrics.NewFloatCounter("pier_lookup_seconds_sum"),
 			count:      c.Metrics.NewCounter("pier_lookup_seconds_count"),
-			granted:    c.Metrics.NewCounter("pier_leases_granted_total"),
 		},
 		rand:    rand.New(rand.NewChaCha8(seed())),
 		self:    c.Self,

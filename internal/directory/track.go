@@ -1,6 +1,9 @@
 package directory
 
-import "time"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // Reports of progress. A fetcher's come often, since its lease lives by them; those of receivers less often the more
 // members there are, so that the coordinators of what everybody wants at once are told a few thousand times a second at most.
@@ -22,8 +25,9 @@ type Track struct {
 	trackKey
 	lost func(fetcher ID)
 
+	offset atomic.Int64 // bytes there are
+
 	// Guarded by d.mu.
-	offset  int64
 	fetches bool
 	from    ID     // whom it reads from; 0: nobody knows
 	stop    func() // the next report
@@ -45,13 +49,17 @@ func (d *Directory) Track(key Key, scope Scope, lost func(fetcher ID)) *Track {
 	return t
 }
 
+// At notes how many bytes there are. The coordinators are told with the next report.
+func (t *Track) At(offset int64) { t.offset.Store(offset) }
+
 // Report notes how many bytes there are, and whether this node fetches them from the registry. The coordinators are told
 // after a while, but at once that it began to fetch.
 func (t *Track) Report(offset int64, fetches bool) {
 	t.d.lock()
 	defer t.d.unlock()
 	began := fetches && !t.fetches
-	t.offset, t.fetches = offset, fetches
+	t.offset.Store(offset)
+	t.fetches = fetches
 	if began && !t.ended {
 		t.stop()
 		t.report(0)
@@ -91,7 +99,7 @@ func (t *Track) End(refused bool) {
 }
 
 func (t *Track) report(flags byte) {
-	m := message{kind: kindProgress, from: t.d.self.ID, key: t.key, scope: t.scope, flags: flags, offset: t.offset, lease: t.from}
+	m := message{kind: kindProgress, from: t.d.self.ID, key: t.key, scope: t.scope, flags: flags, offset: t.offset.Load(), lease: t.from}
 	if t.fetches {
 		m.flags |= flagLease
 		m.lease = 0
@@ -119,7 +127,7 @@ func (t *Track) later() {
 // conflicted takes the news that another node fetches what this one fetches, and has more of it.
 func (d *Directory) conflicted(m message) {
 	t := d.tracks[trackKey{m.key, m.scope}]
-	if t == nil || !t.fetches || m.lease == d.self.ID || !yields(d.self.ID, t.offset, m.lease, m.reached) {
+	if t == nil || !t.fetches || m.lease == d.self.ID || !yields(d.self.ID, t.offset.Load(), m.lease, m.reached) {
 		return
 	}
 	if t.lost != nil {

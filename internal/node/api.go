@@ -99,7 +99,30 @@ const (
 
 // peersInfo tells of the members of the cluster. Each is asked how much it holds.
 func (n *Node) peersInfo(ctx context.Context, _ string) (any, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	// Whoever reaches a door may ask, and each time all members would be asked: so once for all who ask within a second.
+	ch := n.peers.asking.DoChan("", func() (any, error) {
+		n.peers.mu.RLock()
+		last, at := n.peers.told, n.peers.toldAt
+		n.peers.mu.RUnlock()
+		if time.Since(at) < askTimeout {
+			return last, nil
+		}
+		info, err := n.askAll()
+		n.peers.mu.Lock()
+		n.peers.told, n.peers.toldAt = info, time.Now()
+		n.peers.mu.Unlock()
+		return info, err
+	})
+	select {
+	case answer := <-ch:
+		return answer.Val, answer.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (n *Node) askAll() (PeersInfo, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
 	defer cancel()
 	info := PeersInfo{Self: n.self(), Peers: []PeerInfo{}, Ways: n.ways(), Faults: []string{}}
 	if n.peers.group == nil {
@@ -214,9 +237,10 @@ func (n *Node) collect(ctx context.Context, from oci.Source, ref oci.Reference) 
 		case errors.Is(err, errNoneHere):
 			all[i].kind = oci.Manifest.String()
 			partial = "this node has none of the manifests that the index lists"
-		case errors.Is(err, errNoManifest): // nothing is known to be behind it
 		case bare:
-			all[i].kind = ""
+			if _, err := n.local.Resolve(ctx, ref); err != nil {
+				all[i].kind = ""
+			}
 		default:
 			partial = "this node cannot read the manifest, so what it refers to is not known"
 		}
@@ -285,14 +309,11 @@ func (n *Node) located(ctx context.Context, p part) (LocatedContent, error) {
 	return c, nil
 }
 
-var (
-	errNoManifest = errors.New("no manifest")
-	errNoneHere   = errors.New("none of the manifests that the index lists is here")
-)
+var errNoneHere = errors.New("none of the manifests that the index lists is here")
 
 // parts returns the size of a manifest and what it refers to: its blobs, and of an index the manifests that are here, since
-// nobody holds those of all platforms. It returns [errNoneHere] if that is none of them, [errNoManifest] for other content, and
-// another error if nothing can be read.
+// nobody holds those of all platforms. It returns [errNoneHere] if that is none of them, and another error for what is no manifest,
+// or cannot be read.
 func (n *Node) parts(ctx context.Context, from oci.Source, ref oci.Reference) (size int64, list []part, err error) {
 	if ref.Kind != oci.Manifest {
 		ref.Kind, from = oci.Manifest, n.local
@@ -303,7 +324,7 @@ func (n *Node) parts(ctx context.Context, from oci.Source, ref oci.Reference) (s
 	}
 	defer rc.Close()
 	if !slices.Contains(oci.ManifestMediaTypes, desc.MediaType) || desc.Size > oci.MaxManifest {
-		return desc.Size, nil, errNoManifest
+		return desc.Size, nil, oci.ErrUnsupported
 	}
 	body, err := io.ReadAll(io.LimitReader(rc, oci.MaxManifest))
 	if err != nil {
@@ -311,7 +332,7 @@ func (n *Node) parts(ctx context.Context, from oci.Source, ref oci.Reference) (s
 	}
 	info, err := oci.ParseManifest(body)
 	if err != nil {
-		return desc.Size, nil, errNoManifest
+		return desc.Size, nil, err
 	}
 	for _, m := range info.Manifests {
 		ref.Digest = m.Digest

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"cmp"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -16,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -97,12 +100,13 @@ func keyPair(t *testing.T, dir, name string) (cert, key string) {
 	return cert, key
 }
 
-// startNode runs a node with nothing but its node door.
-func startNode(t *testing.T, cfg config.Config) *Node {
+// startNode runs a node without a runtime, with doors where cfg says, and returns what stops it before the test ends.
+func startNode(t *testing.T, cfg config.Config, log *slog.Logger) (n *Node, stop func()) {
 	t.Helper()
 	cfg.Listen, cfg.Stores, cfg.CacheDir = "127.0.0.1:0", []string{config.StoreNone}, t.TempDir()
 	cfg.DefaultRegistry, cfg.PullTimeout, cfg.TagTTL = "docker.io", time.Minute, time.Minute
-	n, err := New(t.Context(), cfg, "test", slog.New(slog.NewTextHandler(t.Output(), nil)))
+	cfg.PeerSlots, cfg.Fetchers = cmp.Or(cfg.PeerSlots, 16), cmp.Or(cfg.Fetchers, 1)
+	n, err := New(t.Context(), cfg, "test", log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,13 +117,16 @@ func startNode(t *testing.T, cfg config.Config) *Node {
 	}
 	defer conn.Close()
 	t.Setenv("NOTIFY_SOCKET", notified)
+	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- n.Run(t.Context()) }()
-	t.Cleanup(func() {
+	go func() { done <- n.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
 	})
+	t.Cleanup(stop)
 	b := make([]byte, 100)
 	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
@@ -128,7 +135,7 @@ func startNode(t *testing.T, cfg config.Config) *Node {
 	if err != nil || string(b[:size]) != "READY=1" {
 		t.Fatalf("notified with %q, %v, want READY=1", b[:size], err)
 	}
-	return n
+	return n, stop
 }
 
 // A renewed certificate serves the connections that follow, and the client's is asked for where an authority is set.
@@ -138,7 +145,7 @@ func TestNodeDoorTLS(t *testing.T) {
 	cfg.TLSCert, cfg.TLSKey = keyPair(t, dir, "first")
 	clientCert, clientKey := keyPair(t, clientDir, "client")
 	cfg.TLSClientCA = clientCert
-	n := startNode(t, cfg)
+	n, _ := startNode(t, cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	pair, err := tls.LoadX509KeyPair(clientCert, clientKey)
 	if err != nil {
 		t.Fatal(err)

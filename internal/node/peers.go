@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
 	"pier/internal/chain"
@@ -32,9 +33,13 @@ type peers struct {
 	directory *directory.Directory
 	source    *peer.Source
 
-	mu   sync.RWMutex // guards byID and held
-	byID map[directory.ID]member.Member
-	held map[directory.Key]oci.Reference // announced, with what it stands for
+	asking singleflight.Group // all members, for /api/v1/peers
+
+	mu     sync.RWMutex // guards all below
+	byID   map[directory.ID]member.Member
+	held   map[directory.Key]oci.Reference // announced, with what it stands for
+	told   PeersInfo                       // answered last,
+	toldAt time.Time                       // then
 }
 
 // openPeers builds what this node asks other nodes with, and looks for in the end at registries. Without peers that is the

@@ -84,7 +84,8 @@ func (d *door) close(ctx context.Context) {
 	}
 }
 
-// Run serves until ctx ends, and then drains and releases everything. SIGHUP reads upstreams and certificates again.
+// Run serves until ctx ends, and then drains and releases everything. SIGHUP reads the files of the configuration again
+// that may change while it runs, see watch.
 func (n *Node) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

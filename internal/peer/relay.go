@@ -32,8 +32,6 @@ const (
 	// busyWait is how long a free slot is waited for before the registry is asked instead: longer than for anything else, since
 	// the content is there.
 	busyWait = 5 * time.Second
-
-	reportEvery = 100 * time.Millisecond // at most so often does a reader tell how far it is
 )
 
 // A relay reads content from neighbours and the registry, in whatever order gets it there.
@@ -49,7 +47,6 @@ type relay struct {
 	length  int64 // asked for
 	desc    oci.Descriptor
 	track   *directory.Track
-	told    time.Time // when track was told last
 
 	stream  io.ReadCloser  // what is read now
 	from    candidate      // whose it is; none if it is the registry's
@@ -216,7 +213,7 @@ func (r *relay) join(list []candidate) (bool, error) {
 	if r.track != nil {
 		r.track.Reads(r.from.ID)
 	}
-	r.tell(true)
+	r.report(r.fetches)
 	return true, nil
 }
 
@@ -307,7 +304,9 @@ func (r *relay) Read(p []byte) (int, error) {
 		r.pace(n, begun)
 		r.at += int64(n)
 		r.tailed = r.tailed || n > 0 && !r.fetches
-		r.tell(false)
+		if r.track != nil {
+			r.track.At(r.at)
+		}
 		if n > 0 && r.loser() == 0 {
 			return n, nil // an error comes again, or is not one: all bytes are there
 		}

@@ -52,19 +52,11 @@ func (r *relay) loser() directory.ID {
 	return r.lost
 }
 
-// tell reports how far the transfer is, now and then.
-func (r *relay) tell(now bool) {
-	if r.track == nil || !now && time.Since(r.told) < reportEvery {
-		return
-	}
-	r.report(r.fetches)
-}
-
+// report tells the directory how far the transfer is, and whether this node fetches it.
 func (r *relay) report(fetches bool) {
 	if r.track == nil {
 		return
 	}
-	r.told = time.Now()
 	r.track.Report(r.at, fetches)
 }
 

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	partSize = 512 << 10 // bytes read from one source at a time
-	maxParts = 8         // parts in memory at once, of all transfers together: 4 MiB
+	partSize = 256 << 10 // bytes read from one source at a time
+	maxParts = 8         // parts in memory at once, of all transfers together: 2 MiB
 	maxLanes = 4         // sources that one transfer reads from at once
 
 	minStriped = 8 * partSize // less is read from one source
