@@ -4,7 +4,7 @@ TOOLS    := $(or $(PIER_TOOLS),$(HOME)/.cache/pier/tools)
 VERSION  ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
 FUZZTIME ?= 30s
 
-.PHONY: help build run check format vet lint unit test race e2e bench bench-peers bench-rollout fuzz clean
+.PHONY: help build run check format vet lint unit test race e2e bench bench-peers bench-rollout sim fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z].*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench-peers: ## measure transfers between nodes, and what nodes that share cost
 
 bench-rollout: ## measure a roll-out to ten nodes behind a narrow link (root)
 	go run ./bench rollout
+
+sim: ## simulate 100, 1,000 and 10,000 nodes and write docs/scale.md (ten minutes)
+	go run ./sim -out docs/scale.md
 
 fuzz: ## run every fuzz target for FUZZTIME (default 30s)
 	@grep -rHoE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | while IFS=: read -r file target; do \

@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	maxProofs  = 2    // contents read at once only to prove them: the disk is for clients
-	maxWaiting = 64   // contents that wait to be judged in the background; the rest when they are asked for again
-	maxDoubted = 64   // digests that are read again because somebody doubted them, in doubtAgain
+	maxProofs  = 2  // contents read at once only to prove them: the disk is for clients
+	maxWaiting = 64 // contents that wait to be judged in the background; the rest when they are asked for again
+	maxDoubted = 64 // digests that are read again because somebody doubted them, in doubtAgain
 
 	// doubtAgain is how long content that somebody doubted is left alone after it: who is wrong, or lies, costs one reading.
 	doubtAgain = 10 * time.Minute
