@@ -36,7 +36,11 @@ func (o *once) Doubt(ref oci.Reference) {
 	}
 	if o.doubt(ref.Digest) {
 		o.log.Info("content on this node is said to be wrong, reading it again", "digest", ref.Digest, "source", o.origin)
-		o.check(ref, true)
+		if !o.check(ref, true) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			delete(o.doubted, ref.Digest) // another time
+		}
 	}
 }
 
@@ -62,12 +66,13 @@ func (o *once) doubt(d oci.Digest) bool {
 	return true
 }
 
-// check proves ref in the background, unless that is under way already; with again, also if it is proven. One at a time.
-func (o *once) check(ref oci.Reference, again bool) {
+// check proves ref in the background, unless that is under way already or too much waits; with again, also if it is proven. One
+// at a time.
+func (o *once) check(ref oci.Reference, again bool) (begun bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.checking[ref.Digest] || len(o.checking) >= maxWaiting {
-		return
+		return false
 	}
 	o.checking[ref.Digest] = true
 	go func() {
@@ -86,6 +91,7 @@ func (o *once) check(ref oci.Reference, again bool) {
 			_, _ = o.settle(context.Background(), ref)
 		}
 	}()
+	return true
 }
 
 // A proof is one reading of content, for all who wait for it.

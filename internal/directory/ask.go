@@ -16,6 +16,8 @@ type Want struct {
 	// nobody else does.
 	Join, Fetch bool
 
+	Stay bool // who joined keeps its place: it only looks what else there is
+
 	All bool // to look only: name everybody, up to 64
 
 	Failed []ID // who did not deliver to the asker, or did not go on; at most 8 are told
@@ -121,7 +123,7 @@ func (q *query) message(self ID, decides bool) message {
 	if q.want.Join {
 		m.flags |= flagJoin
 	}
-	if q.want.Join && decides {
+	if q.want.Join && decides && !q.want.Stay {
 		m.flags |= flagPlace
 	}
 	if q.want.All {

@@ -33,6 +33,7 @@ type transfer struct {
 	used  time.Duration
 
 	lease    ID // who fetches; 0: nobody
+	deposed  ID // who did so before, and had it taken away
 	begun    bool
 	reached  int64         // bytes the fetcher has
 	counted  int64         // of them when that was last taken for progress
@@ -101,6 +102,7 @@ func (d *Directory) heard(t *transfer, id ID, offset int64, now time.Duration) {
 // comes last then.
 func (d *Directory) gone(t *transfer, id ID, now time.Duration) {
 	if t.lease == id {
+		t.deposed = id
 		t.lease, t.freed = 0, now
 	}
 	if r := t.receivers[id]; r != nil {
@@ -152,6 +154,9 @@ func (t *transfer) lapses() time.Duration {
 
 // grant gives the lease to a node that has offset bytes.
 func (t *transfer) grant(id ID, offset int64, now time.Duration) {
+	if t.lease != 0 && t.lease != id {
+		t.deposed = t.lease
+	}
 	t.lease, t.begun, t.reached, t.counted, t.progress = id, false, offset, offset, now
 }
 
@@ -238,6 +243,9 @@ func (d *Directory) progressed(m message) {
 	case t.lease == m.from:
 		t.advance(m.offset, now)
 	case m.flags&flagLease == 0 || now < t.open:
+	case t.fetched(now) && m.from == t.deposed:
+		// However far it is: it was not getting on, or somebody does not reach it, and who took over is at work.
+		d.send(m.from, message{kind: kindConflict, from: d.self.ID, key: m.key, scope: m.scope, lease: t.lease, reached: max(t.reached, 2*m.offset)})
 	case t.fetched(now) && yields(m.from, m.offset, t.lease, t.reached):
 		// Two fetch, perhaps because a coordinator was not reached.
 		d.send(m.from, message{kind: kindConflict, from: d.self.ID, key: m.key, scope: m.scope, lease: t.lease, reached: t.reached})

@@ -94,6 +94,8 @@ const (
 	// maxSearch is how many of those that came earlier are looked at for one that has room below it.
 	maxSearch = 256
 
+	maxTries = 16 // and how many of them at random
+
 	// A coordinator that is asked for a place because another was not heard does not know yet whom most receivers were sent to:
 	// if there are more than maxStrangers, it sends the asker to any of them, since those at the top have enough below them.
 	maxStrangers = 8
@@ -130,6 +132,12 @@ func (d *Directory) parent(t *transfer, r *receiver, m message, roots []Source, 
 				q.room++
 			}
 		case d.offered(t, p, m, now) && !t.under(p, r):
+			return Source{p.id, p.offset}, true
+		}
+	}
+	// Of those below who went one has that place, and the others come below any, not all below the root.
+	for range min(at, maxTries) {
+		if p := q.receivers[d.rand.IntN(at)]; t.below[p.id] <= fanOut && d.offered(t, p, m, now) && !t.under(p, r) {
 			return Source{p.id, p.offset}, true
 		}
 	}

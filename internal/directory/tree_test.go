@@ -317,3 +317,33 @@ func TestPlacesOfThoseWhoEnded(t *testing.T) {
 		}
 	})
 }
+
+// Of two below one that died, one took its place and the other came below the root, and so did one of every two, until the
+// root had no uplink left.
+func TestOrphansDoNotGoToTheRoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t, 100)
+		k := testKey(1)
+		list := follow(net, k)
+		orphans := 0
+		for _, dead := range list[5:20] {
+			net.kill(dead.ID)
+			for _, f := range list[20:] {
+				if f.parent != dead.ID {
+					continue
+				}
+				orphans++
+				a := f.receive(k, 0, dead.ID)
+				if len(a.Sources) == 0 {
+					t.Fatalf("%x is sent to nobody: %+v", f.ID, a)
+				}
+				if a.Sources[0].ID == list[0].ID {
+					t.Errorf("%x is sent to the root", f.ID)
+				}
+			}
+		}
+		if orphans < 20 {
+			t.Fatalf("%d were below one that died", orphans)
+		}
+	})
+}

@@ -73,9 +73,12 @@ func TestSite(t *testing.T) {
 	onItsWay(t, s, a, b, layer)
 	located(t, s, a, b, image, manifest, dgst)
 
-	if p, _ := b.peer(a); p.Blobs != 3 {
-		t.Errorf("of a node with an image of one layer: %+v", p)
-	}
+	eventually(t, "how much a node with an image of one layer holds", func() string {
+		if p, _ := b.peer(a); p.Blobs != 3 {
+			return fmt.Sprintf("%+v", p)
+		}
+		return ""
+	})
 	if err := a.cache.Delete(t.Context(), dgst); err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bufio"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -27,40 +26,49 @@ func (n *Node) rest() {
 }
 
 // unmapProgram gives back the pages of the program itself: most of what is mapped after a start is code that runs only then. What
-// is needed again is mapped again, from the page cache.
+// is needed again is mapped again, from the page cache. Only a static program at a fixed address, as releases are, can do that:
+// others have pages that were written to when they were loaded, and are read-only since.
 func unmapProgram() error {
 	self, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return err
 	}
-	if movable, err := isPIE(self); err != nil || movable {
-		return err // what was written at the start of such a program, though it is not writable now, exists nowhere else
-	}
-	maps, err := os.Open("/proc/self/maps")
+	maps, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
 		return err
 	}
-	defer maps.Close()
-	for lines := bufio.NewScanner(maps); lines.Scan(); {
-		line := lines.Text()
-		var begin, end uintptr
-		var mode string
-		if _, err := fmt.Sscanf(line, "%x-%x %s", &begin, &end, &mode); err != nil {
-			return err
+	var own []mapping
+	for line := range strings.Lines(string(maps)) {
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) < 6 || !strings.HasPrefix(fields[5], "/"):
+		case fields[5] != self:
+			return nil // a library, or the one that loads them
+		case !strings.Contains(fields[1], "w"): // what was written to exists nowhere else
+			var m mapping
+			if _, err := fmt.Sscanf(fields[0], "%x-%x", &m.begin, &m.end); err != nil {
+				return err
+			}
+			own = append(own, m)
 		}
-		if !strings.HasSuffix(line, self) || strings.Contains(mode, "w") {
-			continue // what was written to exists nowhere else
-		}
-		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, begin, end-begin, unix.MADV_DONTNEED); errno != 0 {
+	}
+	if fixed, err := atFixedAddress(); err != nil || !fixed {
+		return err
+	}
+	for _, m := range own {
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, m.begin, m.end-m.begin, unix.MADV_DONTNEED); errno != 0 {
 			return errno
 		}
 	}
 	return nil
 }
 
-// isPIE reports whether a program was made to run at any address (e_type is ET_DYN, by the ELF specification).
-func isPIE(path string) (bool, error) {
-	f, err := os.Open(path)
+// A mapping is a range of addresses.
+type mapping struct{ begin, end uintptr }
+
+// atFixedAddress reports whether this program was linked for one address (e_type is ET_EXEC, by the ELF specification).
+func atFixedAddress() (bool, error) {
+	f, err := os.Open("/proc/self/exe")
 	if err != nil {
 		return false, err
 	}
@@ -69,6 +77,6 @@ func isPIE(path string) (bool, error) {
 	if _, err := f.ReadAt(kind[:], 16); err != nil {
 		return false, err
 	}
-	const dynamic = 3
-	return binary.NativeEndian.Uint16(kind[:]) == dynamic, nil
+	const executable = 2
+	return binary.NativeEndian.Uint16(kind[:]) == executable, nil
 }

@@ -61,10 +61,11 @@ type relay struct {
 	avoided []directory.ID // others are better
 	watch   *watch
 
-	read   int           // bytes of the registry, since its pace was last noted
-	waited time.Duration // in reading them
+	read  int       // bytes of the registry since
+	noted time.Time // its pace was noted last
 
 	mu        sync.Mutex         // guards all below, and writing failed
+	ignored   []directory.ID     // fetch the same, and give this node nothing
 	lost      directory.ID       // who fetches the same and has more; 0: nobody
 	interrupt context.CancelFunc // ends the stream of the registry; nil: there is none
 }
@@ -129,11 +130,18 @@ func (r *relay) find() error {
 		if ok || err != nil {
 			return err
 		}
+		patience := busyWait
+		if r.s.c.Upstream == nil {
+			patience = maxLonely
+		}
 		switch {
-		case r.busy && waited < busyWait:
+		case r.busy && waited < patience:
 		case len(list) > 0 && len(r.avoided) > 0 && waited < settle: // then back to those who were left for these
+		case r.busy && r.s.c.Upstream == nil:
+			return fmt.Errorf("%s: whoever has it has no slot free: %w", r.ref, oci.ErrUnavailable)
 		case a.Granted, a.Alone, r.length >= 0, waited > maxWait, len(list) == 0 && a.Fetcher == 0 && r.s.c.Doorless,
 			len(list) == 0 && a.Fetcher != 0 && !r.askable(a.Fetcher):
+			r.ignore(a.Fetcher)
 			return r.fetch()
 		case r.s.c.Upstream == nil && a.Fetcher == 0 && len(list) == 0:
 			return fmt.Errorf("%s: %w", r.ref, errAirGapped)
@@ -231,7 +239,7 @@ func (r *relay) rest() int64 {
 // describe notes what a source says of the content, the first time, and compares the next.
 func (r *relay) describe(desc oci.Descriptor) error {
 	if r.desc.Size >= 0 {
-		if desc.Size != r.desc.Size {
+		if desc.Size >= 0 && desc.Size != r.desc.Size {
 			return fmt.Errorf("%s: %d bytes, were %d: %w", r.ref, desc.Size, r.desc.Size, oci.ErrDigestMismatch)
 		}
 		return nil
@@ -267,6 +275,7 @@ func (r *relay) fetch() error {
 		cancel()
 		if lost { // to another, while the registry did not answer
 			r.report(false)
+			r.readmit()
 			return r.find()
 		}
 		refused := errors.Is(err, oci.ErrUnauthorized) || errors.Is(err, oci.ErrDenied)
@@ -285,6 +294,7 @@ func (r *relay) fetch() error {
 		return err
 	}
 	r.stream, r.from, r.fetches, r.watch = stream, candidate{}, true, nil
+	r.read, r.noted = 0, time.Now()
 	return nil
 }
 
@@ -301,7 +311,7 @@ func (r *relay) Read(p []byte) (int, error) {
 		r.watch.begin(begun)
 		n, err := r.stream.Read(p)
 		r.watch.end(n)
-		r.pace(n, begun)
+		r.pace(n)
 		r.at += int64(n)
 		r.tailed = r.tailed || n > 0 && !r.fetches
 		if r.track != nil {
@@ -341,7 +351,7 @@ func (r *relay) move(err error) error {
 	if r.fetches {
 		r.s.c.Log.Info("another node has more: going on from there", "ref", r.ref.String(), "offset", r.at)
 		r.report(false)
-		r.left = slices.DeleteFunc(r.left, func(id directory.ID) bool { return id == lost })
+		r.readmit()
 	} else {
 		switch reason {
 		case leftSlow, leftDrips:
@@ -358,7 +368,10 @@ func (r *relay) move(err error) error {
 		r.s.c.Log.Info("neighbour left", "reason", reason, "peer", r.from.Name, "ref", r.ref.String(), "offset", r.at, "err", err)
 	}
 	if reason == leftDrips {
-		return r.fetch()
+		if r.fetch() == nil {
+			return nil
+		}
+		r.avoided = nil // next to nothing is better than nothing
 	}
 	return r.next()
 }

@@ -14,11 +14,27 @@ func (r *relay) lose(fetcher directory.ID) {
 	readable := len(r.s.candidates(r.key, []directory.Source{{ID: fetcher}}, nil)) > 0
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !readable || slices.Contains(r.failed, fetcher) || r.interrupt == nil {
+	if !readable || slices.Contains(r.failed, fetcher) || slices.Contains(r.ignored, fetcher) || r.interrupt == nil {
 		return
 	}
 	r.lost = fetcher
 	r.interrupt()
+}
+
+// ignore notes that who fetches the same gives this node nothing: whatever it has, there is no going on from there.
+func (r *relay) ignore(fetcher directory.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if fetcher != 0 && !slices.Contains(r.ignored, fetcher) {
+		r.ignored = append(r.ignored, fetcher)
+	}
+}
+
+// readmit has who has more asked again, though it had been left.
+func (r *relay) readmit() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.left = slices.DeleteFunc(r.left, func(id directory.ID) bool { return id == r.lost })
 }
 
 // awaitProof asks a neighbour now and then whether it has proven what it has, while this node fetches that from the
@@ -82,13 +98,13 @@ func (r *relay) untrack(refused bool) {
 }
 
 // pace notes how fast the registry is.
-func (r *relay) pace(n int, begun time.Time) {
+func (r *relay) pace(n int) {
 	if !r.fetches {
 		return
 	}
 	r.read += n
-	if r.waited += time.Since(begun); r.waited >= paceOver {
-		r.s.trust.fetched(int(float64(r.read) / r.waited.Seconds()))
-		r.read, r.waited = 0, 0
+	if took := time.Since(r.noted); took >= paceOver {
+		r.s.trust.fetched(int(float64(r.read) / took.Seconds()))
+		r.read, r.noted = 0, time.Now()
 	}
 }

@@ -19,6 +19,14 @@ const (
 // errLeft is the answer to a client that goes to the registry itself.
 var errLeft = fmt.Errorf("left to the runtime: %w", oci.ErrNotFound)
 
+// A flightKey is a transfer of content from one registry.
+type flightKey struct {
+	key   directory.Key
+	scope directory.Scope
+}
+
+func (r *relay) flightKey() flightKey { return flightKey{r.key, r.scope} }
+
 // leave reports whether the content is left to the runtime to fetch, with its own credentials: its client asks the registry
 // itself when it hears that this node does not have it. Nothing has been given to it yet. What the runtime then writes is
 // reported as the progress of this node's lease, and read by others at its peer door.
@@ -32,34 +40,34 @@ func (r *relay) leave() bool {
 	if s.ctx.Err() != nil {
 		return false
 	}
-	_, followed := s.awaiting[r.ref.Digest]
+	_, followed := s.awaiting[r.flightKey()]
 	if !followed && len(s.awaiting) >= maxAwaited {
 		return true // the end of this transfer tells others not to wait
 	}
 	// A runtime may ask again: then its new transfer is the one that is reported.
-	s.awaiting[r.ref.Digest] = r.track
+	s.awaiting[r.flightKey()] = r.track
 	r.track.Report(r.at, true)
 	r.track = nil
 	if !followed {
 		s.meter.fetched.Inc()
-		s.wg.Go(func() { s.follow(r.ref) })
+		s.wg.Go(func() { s.follow(r.flightKey(), r.ref) })
 	}
 	return true
 }
 
 // follow reports how far the runtime is with ref, until it has all of it, or gets no further.
-func (s *Source) follow(ref oci.Reference) {
+func (s *Source) follow(key flightKey, ref oci.Reference) {
 	ctx, cancel := context.WithTimeout(s.ctx, maxRuntime)
 	defer cancel()
 	track := func() *directory.Track {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return s.awaiting[ref.Digest]
+		return s.awaiting[key]
 	}
 	arrived := s.arrive(ctx, ref, func(offset int64, fetches bool) { track().Report(offset, fetches) })
 	s.mu.Lock()
-	last := s.awaiting[ref.Digest]
-	delete(s.awaiting, ref.Digest)
+	last := s.awaiting[key]
+	delete(s.awaiting, key)
 	s.mu.Unlock()
 	if arrived {
 		time.AfterFunc(lingerFor, func() { last.End(false) })

@@ -74,8 +74,8 @@ type Source struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup // what follows the runtime
 
-	mu       sync.Mutex                      // guards awaiting
-	awaiting map[oci.Digest]*directory.Track // left to the runtime
+	mu       sync.Mutex                     // guards awaiting
+	awaiting map[flightKey]*directory.Track // left to the runtime
 }
 
 type meter struct {
@@ -110,7 +110,7 @@ func New(c Config) *Source {
 	s := &Source{
 		c: c, client: newClient(c.TLS), trust: newTrust(),
 		parts: make(chan struct{}, maxParts), pool: sync.Pool{New: func() any { return new([partSize]byte) }},
-		awaiting: make(map[oci.Digest]*directory.Track),
+		awaiting: make(map[flightKey]*directory.Track),
 		meter: meter{
 			set:         c.Metrics,
 			tookOver:    c.Metrics.NewCounter("pier_takeovers_total"),

@@ -41,10 +41,9 @@ const (
 	maxProving  = 4 * time.Second
 	maxLonely   = 20 * time.Second
 
-	// A neighbour that is receiving and gives less than drip bytes a second for dripFor passes on what somebody fetches who is no
-	// use to anybody: this node takes the lease over.
-	drip    = 8 << 10
-	dripFor = 10
+	// A neighbour that is receiving and gives less than drip bytes a second passes on what somebody fetches who hardly gets any:
+	// the lease may have ended by that.
+	drip = 1 << 10
 )
 
 // A watch looks after one stream of a neighbour while it is read. Only the time for which the reader waits counts: a slow
@@ -65,7 +64,6 @@ type watch struct {
 	waited  time.Duration // in reads, since the pace was last judged
 	moved   int           // bytes in that time
 	given   bool          // a byte came
-	drips   int           // looks at its pace in a row that found it next to nothing
 	reason  string        // why the stream was ended; "": it was not
 	stopped bool
 	looked  time.Time // when a neighbour that has nothing was last asked whether it is there
@@ -168,6 +166,8 @@ func (w *watch) judge() (reason string) {
 		return leftHung
 	case idle > limit && w.r.length >= 0: // a part is not waited for until all that is before it has come
 		return leftCrawls
+	case idle > stuckFor && !w.r.joins(): // it cannot take over: better alone than waiting for who does
+		return leftCrawls
 	case idle > limit && again:
 		return w.stuck(at, idle)
 	case idle > limit:
@@ -185,8 +185,10 @@ func (w *watch) judge() (reason string) {
 	if w.whole && w.r.s.c.Upstream != nil && pace < w.r.s.trust.registryPace()/slowPart || w.whole && pace < floor {
 		return leftCrawls
 	}
-	if w.drip(pace) && w.wrest(at) {
-		return leftDrips
+	if pace < drip && !w.whole {
+		if a, err := w.ask(at, true); err == nil && a.Granted {
+			return leftDrips
+		}
 	}
 	if pace < best/slowPart {
 		if a, err := w.ask(at, false); err == nil && w.another(a, at) {
@@ -226,32 +228,13 @@ func (w *watch) stuck(at int64, idle time.Duration) string {
 	return ""
 }
 
-// drip reports whether the neighbour has given next to nothing for long.
-func (w *watch) drip(pace int) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.drips++; pace >= drip || w.whole {
-		w.drips = 0
-	}
-	return w.drips >= dripFor
-}
-
-// wrest asks for the lease of who fetches, and reports whether it is this node's now.
-func (w *watch) wrest(at int64) bool {
-	a, err := w.ask(at, true)
-	if err == nil && !a.Granted && a.Fetcher != 0 {
-		a, err = w.ask(at, true, a.Fetcher)
-	}
-	return err == nil && a.Granted
-}
-
 // ask asks the directory what else there is, and with fetch, whether this node is to fetch.
-func (w *watch) ask(at int64, fetch bool, failed ...directory.ID) (directory.Answer, error) {
+func (w *watch) ask(at int64, fetch bool) (directory.Answer, error) {
 	ctx, cancel := context.WithTimeout(w.r.ctx, budget)
 	defer cancel()
 	s, joins := w.r.s, w.r.joins()
 	return s.c.Directory.Lookup(ctx, directory.Want{
-		Key: w.r.key, Scope: w.r.scope, Offset: at, Join: joins, Fetch: fetch && joins && s.c.Upstream != nil, Failed: failed,
+		Key: w.r.key, Scope: w.r.scope, Offset: at, Join: joins, Stay: true, Fetch: fetch && joins && s.c.Upstream != nil,
 	})
 }
 
