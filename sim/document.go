@@ -60,6 +60,7 @@ digest; zones (all nodes are in one); clients; several transfers at once; TCP.
 - A WAN copy is the size of the blob in bytes from the registry. Fetches begun are nodes that turned to the registry, one after
   another where a fetcher crashed.
 - The bound is the greatest of: the blob over the WAN; over one node's link; over all links up, once for each node; and, where the
-  nodes begin over a time, that time and the blob over one link. Nobody can be faster. Where nodes crash it allows nothing for it.
+  nodes begin over a time, that time and the blob over one link: the last of a few nodes begins a little before the end, and may
+  so be a little faster. Where nodes crash the bound allows nothing for it.
 - Where the WAN is as fast as the LAN a node's uplink is the limit, and it has two readers: the tree takes twice the bound.
 `
