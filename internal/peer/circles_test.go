@@ -192,8 +192,8 @@ func TestProvenWhileRegistryHangs(t *testing.T) {
 		if _, err := io.ReadFull(rc, make([]byte, 1)); err != nil {
 			t.Error(err)
 		}
-		if took := time.Since(begun); err != nil || took > 12*time.Second {
-			t.Errorf("first byte after %s, error %v; want it soon after the 8 s of the proof", took, err)
+		if took := time.Since(begun); took > 12*time.Second {
+			t.Errorf("first byte after %s, want it soon after the 8 s of the proof", took)
 		}
 		rc.Close()
 	}, func(_ *node, c *Config) { c.Upstream = hanging{} })

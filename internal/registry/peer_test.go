@@ -149,8 +149,12 @@ func TestContentFromPeerIsCounted(t *testing.T) {
 	c.Name = "peer"
 	url := serve(t, New(Config{Source: c, Door: "node", Metrics: set}))
 	ask(t, "GET", url+"/v2/app/blobs/"+string(c.blob))
+	// A request is counted once the client has its answer.
 	var out bytes.Buffer
-	set.WritePrometheus(&out)
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && !strings.Contains(out.String(), `kind="blob",method="GET",code="200"} 1`); time.Sleep(time.Millisecond) {
+		out.Reset()
+		set.WritePrometheus(&out)
+	}
 	for _, want := range []string{
 		`pier_served_bytes_total{door="node",source="peer"} 300000`,
 		`pier_served_bytes_total{door="node",source="upstream"} 0`,
