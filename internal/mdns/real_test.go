@@ -209,8 +209,9 @@ func TestNodes(t *testing.T) {
 	lone := s.node(t, 3, 7004, "site")
 	time.Sleep(500 * time.Millisecond) // it looks for interfaces and finds none
 	s.ip(t, "-n", s.space(3), "link", "set", "eth0", "up")
-	lone.await(t, "[fd78::1]:7001", "[fd78::2]:7003", "%eth0]:7001")
+	lone.await(t, "%eth0]:7001", "%eth0]:7003")
 	first.await(t, "%eth0]:7004")
+	lone.lacks(t, "[fd78:") // to which it has no route
 	// And then gets an address.
 	s.ip(t, "-n", s.space(3), "addr", "add", "10.78.0.3/24", "dev", "eth0")
 	first.await(t, "10.78.0.3:7004")
