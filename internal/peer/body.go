@@ -23,7 +23,25 @@ func (c *cancelling) Close() error {
 
 // counted returns the body of a reply, whose bytes are put down to the neighbour that supplies them.
 func (s *Source) counted(r *reply, key directory.Key) io.ReadCloser {
-	return &counting{r.body, s, r.ID, key, false, s.meter.set.GetOrCreateCounter(fmt.Sprintf("pier_peer_received_bytes_total{peer=%q}", r.Name))}
+	return &counting{r.body, s, r.ID, key, false, s.received(r.Name)}
+}
+
+// maxReceived bounds the neighbours that have a metric of their own: names come and go with addresses. The rest share one.
+const maxReceived = 1024
+
+// received is the metric of the bytes of one neighbour.
+func (s *Source) received(name string) *metrics.Counter {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.bytes[name]
+	if c == nil {
+		if len(s.bytes) >= maxReceived {
+			name = "other"
+		}
+		c = s.meter.set.GetOrCreateCounter(fmt.Sprintf("pier_peer_received_bytes_total{peer=%q}", name))
+		s.bytes[name] = c
+	}
+	return c
 }
 
 type counting struct {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"pier/internal/directory"
 	"pier/internal/oci"
 	"pier/internal/oci/ocitest"
 )
@@ -100,4 +101,17 @@ func TestAirGappedFollows(t *testing.T) {
 			c.Upstream = nil
 		}
 	})
+}
+
+// A site whose nodes change their addresses must not make metrics without end.
+func TestMetricsOfNeighboursAreBounded(t *testing.T) {
+	s := New(Config{Directory: directory.New(directory.Config{Send: func(directory.ID, []byte) {}})})
+	for i := range 3 * maxReceived {
+		s.received(fmt.Sprintf("10.0.0.1:%d", i)).Inc()
+	}
+	if n := len(s.meter.set.ListMetricNames()); n > maxReceived+50 {
+		t.Errorf("%d metrics", n)
+	}
+	s.Close()
+	s.c.Directory.Close()
 }

@@ -74,8 +74,9 @@ type Source struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup // what follows the runtime
 
-	mu       sync.Mutex                     // guards awaiting
+	mu       sync.Mutex                     // guards awaiting and bytes
 	awaiting map[flightKey]*directory.Track // left to the runtime
+	bytes    map[string]*metrics.Counter    // by neighbour
 }
 
 type meter struct {
@@ -110,7 +111,7 @@ func New(c Config) *Source {
 	s := &Source{
 		c: c, client: newClient(c.TLS), trust: newTrust(),
 		parts: make(chan struct{}, maxParts), pool: sync.Pool{New: func() any { return new([partSize]byte) }},
-		awaiting: make(map[flightKey]*directory.Track),
+		awaiting: make(map[flightKey]*directory.Track), bytes: make(map[string]*metrics.Counter),
 		meter: meter{
 			set:         c.Metrics,
 			tookOver:    c.Metrics.NewCounter("pier_takeovers_total"),
