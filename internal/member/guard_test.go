@@ -366,3 +366,10 @@ func TestHeaderInPieces(t *testing.T) {
 		t.Errorf("%d bytes are held, want %d", s.held, want)
 	}
 }
+
+// count returns how many connections are open.
+func (c *callers) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.all
+}

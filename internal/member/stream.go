@@ -65,12 +65,6 @@ func (c *callers) enter(from netip.Addr) (leave func()) {
 	})
 }
 
-func (c *callers) count() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.all
-}
-
 // A stream is a connection of gossip that counts, takes no more than left bytes, holds no more than its budget has, and hands on only
 // what members say. Its reads and Close must not run at the same time, as in memberlist they do not.
 type stream struct {

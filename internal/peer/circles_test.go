@@ -272,3 +272,21 @@ func TestStalledFetcherFollows(t *testing.T) {
 		})
 	}
 }
+
+// A holder that is busy is waited for by all who ask at once, also by those who are sent to others that wait for it: the registry
+// is not asked for what is there.
+func TestBusyHolderIsWaitedForByAll(t *testing.T) {
+	bubble(t, 6, func(t *testing.T, s *site) {
+		content := ocitest.Bytes(209, 4*mib)
+		ref := s.up.has(content)
+		holder := s.nodes[0]
+		holder.has(content)
+		s.settle()
+		holder.door.fails(answers(503))
+		time.AfterFunc(3*time.Second, func() { holder.door.fails(nil) })
+		s.all(content, s.nodes[1:]...)
+		if got := s.up.gave(ref); got != 0 {
+			t.Errorf("the registry gave %d bytes, want none", got)
+		}
+	})
+}

@@ -299,7 +299,7 @@ func (r *relay) lane(c candidate) lane {
 			default:
 				_ = s.judge(c, nil, err, 0, -1, &out)
 			}
-			s.c.Log.Info("neighbour left", "reason", "part", "peer", c.Name, "ref", ref.String(), "err", err)
+			s.c.Log.Info("neighbour gives no more parts", "peer", c.Name, "ref", ref.String(), "err", err)
 		},
 	}
 }
