@@ -119,7 +119,7 @@ func TestPeersFindEachOtherByTheDNS(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := layOut(t, 2, netns.Link{}, netns.Link{})
+			s := layOut(t, 2, netns.Link{}, netns.Link{}, registryConfig{})
 			wrap := c.zone.serve(t, s.Switch())
 			for k := 1; k <= 2; k++ {
 				s.startCache(t, pierConfig{wrap: wrap, args: []string{
@@ -135,7 +135,7 @@ func TestPeersFindEachOtherByTheDNS(t *testing.T) {
 // A node of two addresses, whose doors are open at the second only.
 func TestPeersReachANodeAtTheAddressItAdvertises(t *testing.T) {
 	t.Parallel()
-	s := layOut(t, 2, netns.Link{}, netns.Link{})
+	s := layOut(t, 2, netns.Link{}, netns.Link{}, registryConfig{})
 	must(t, s.Node(1).CommandContext(t.Context(), "ip", "addr", "add", "10.77.0.101/24", "dev", "eth0").Run())
 	one := s.startCache(t, pierConfig{args: []string{
 		"--peers", "10.77.0.2", "--advertise-addr", "10.77.0.101", "--peer-listen", "10.77.0.101:5000",
@@ -154,23 +154,10 @@ func TestPeersReachANodeAtTheAddressItAdvertises(t *testing.T) {
 	}
 }
 
-// awaitHolderAt waits until the node knows that all of an image is at the peer of that name.
-func (n *siteNode) awaitHolderAt(t *testing.T, name string, want *image) {
-	t.Helper()
-	for _, b := range slices.Concat(want.manifests, want.blobs) {
-		eventually(t, siteWait, func() error {
-			if got := n.holders(t, b); !slices.Contains(got, name) {
-				return fmt.Errorf("node %d thinks that %s is at %q, want %s among them", n.number, b.Digest, got, name)
-			}
-			return nil
-		})
-	}
-}
-
 // Two clusters on one LAN, where everybody hears everybody by mDNS and was told of a node of the other cluster.
 func TestClustersOfOtherNamesShareNothing(t *testing.T) {
 	t.Parallel()
-	s := layOut(t, 4, netns.Link{}, netns.Link{})
+	s := layOut(t, 4, netns.Link{}, netns.Link{}, registryConfig{})
 	for _, args := range [][]string{
 		{"--cluster", "east", "--peers", "10.77.0.3"}, {"--cluster", "east", "--peers", "10.77.0.4"},
 		{"--peers", "10.77.0.1"}, {"--peers", "10.77.0.2"},
@@ -210,7 +197,7 @@ func TestPeersOfASiteWithoutIPv4(t *testing.T) {
 	for name, args := range map[string][]string{"peers": {"--peers", "fd77::1", "--peers", "[fd77::2]:5000"}, "mDNS": nil} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := layOut(t, 2, netns.Link{}, netns.Link{})
+			s := layOut(t, 2, netns.Link{}, netns.Link{}, registryConfig{})
 			const upstream = "[fd78::1]:5000"
 			s.registry.serve(t, upstream, registryConfig{at: s.Upstream()})
 			for k := 1; k <= 2; k++ {
@@ -237,7 +224,7 @@ func TestPeersOfASiteWithoutIPv4(t *testing.T) {
 // made with what the files hold then, in both directions.
 func TestClusterKeyIsReplacedWhileNodesRun(t *testing.T) {
 	t.Parallel()
-	s := layOut(t, 3, netns.Link{}, netns.Link{})
+	s := layOut(t, 3, netns.Link{}, netns.Link{}, registryConfig{})
 	dir := t.TempDir()
 	file := func(k int) string { return filepath.Join(dir, fmt.Sprint("key-", k)) }
 	older, newer := run(t, pierBinary, "key", "new")+"\n", run(t, pierBinary, "key", "new")+"\n"

@@ -17,19 +17,6 @@ import (
 	"pier/e2e/netns"
 )
 
-// layOut makes a site whose nodes are all still to be started, each in its own way.
-func layOut(t *testing.T, nodes int, wan, lan netns.Link) *site {
-	t.Helper()
-	network, err := netns.New(t.Context(), netns.Config{Nodes: nodes, WAN: wan, LAN: lan})
-	must(t, err)
-	t.Cleanup(func() {
-		if err := network.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return &site{Site: network, registry: startRegistry(t, registryConfig{at: network.Upstream()})}
-}
-
 // startCache starts the next node, with a cache. Unless cfg says so, it has no more than defaults, and knows the registry.
 func (s *site) startCache(t *testing.T, cfg pierConfig) *siteNode {
 	t.Helper()
@@ -45,7 +32,7 @@ func (s *site) startCache(t *testing.T, cfg pierConfig) *siteNode {
 // startCaches lays out a site and starts nodes that are told of the first two, and have further flags each.
 func startCaches(t *testing.T, wan, lan netns.Link, flags ...[]string) *site {
 	t.Helper()
-	s := layOut(t, len(flags), wan, lan)
+	s := layOut(t, len(flags), wan, lan, registryConfig{})
 	for _, args := range flags {
 		s.startCache(t, pierConfig{args: append([]string{"--peers", "10.77.0.1", "--peers", "10.77.0.2"}, args...)})
 	}
@@ -121,7 +108,7 @@ func TestFetchersReadPartsOfABlobAtOnceAndEachOnce(t *testing.T) {
 		pace  = mib // bytes a second of each connection
 		front = "10.78.0.1:5080"
 	)
-	s := layOut(t, 2, netns.Link{}, netns.Link{})
+	s := layOut(t, 2, netns.Link{}, netns.Link{}, registryConfig{})
 	proxy := faultproxy.New(faultproxy.Config{Target: &url.URL{Scheme: "http", Host: s.registry.push}})
 	t.Cleanup(proxy.Close)
 	proxy.LimitRate(0, pace)

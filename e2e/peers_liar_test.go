@@ -17,7 +17,7 @@ import (
 // A node that lies: what it has is right, and what leaves its peer door is not. To the site it is a member like others.
 func TestPeerThatLiesCostsAnAttemptAndNothingWrongIsKept(t *testing.T) {
 	t.Parallel()
-	s := layOut(t, 3, netns.Link{}, netns.Link{})
+	s := layOut(t, 3, netns.Link{}, netns.Link{}, registryConfig{})
 	liar := s.startCache(t, pierConfig{args: []string{"--peers", "10.77.0.2", "--peer-listen", "127.0.0.1:5000"}})
 	transport := liar.place.Transport()
 	t.Cleanup(transport.CloseIdleConnections)

@@ -49,10 +49,10 @@ type siteNode struct {
 // siteWait is how long what happens between nodes may take on a machine that is busy with other tests.
 const siteWait = 30 * time.Second
 
-// startSite starts a site, and waits until its nodes have found each other.
-func startSite(t *testing.T, cfg siteConfig) *site {
+// layOut makes a site with its registry, whose nodes are all still to be started.
+func layOut(t *testing.T, nodes int, wan, lan netns.Link, registry registryConfig) *site {
 	t.Helper()
-	network, err := netns.New(t.Context(), netns.Config{Nodes: len(cfg.stores), WAN: cfg.wan, LAN: cfg.lan})
+	network, err := netns.New(t.Context(), netns.Config{Nodes: nodes, WAN: wan, LAN: lan})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,8 +61,14 @@ func startSite(t *testing.T, cfg siteConfig) *site {
 			t.Error(err)
 		}
 	})
-	cfg.registry.at = network.Upstream()
-	s := &site{Site: network, registry: startRegistry(t, cfg.registry)}
+	registry.at = network.Upstream()
+	return &site{Site: network, registry: startRegistry(t, registry)}
+}
+
+// startSite starts a site, and waits until its nodes have found each other.
+func startSite(t *testing.T, cfg siteConfig) *site {
+	t.Helper()
+	s := layOut(t, len(cfg.stores), cfg.wan, cfg.lan, cfg.registry)
 	for k := range cfg.stores {
 		s.startNode(t, cfg, k+1)
 	}
@@ -261,10 +267,16 @@ func (n *siteNode) holders(t *testing.T, b blob) (names []string) {
 // awaitHolder waits until node n knows that all blobs and manifests of an image are at another node.
 func (n *siteNode) awaitHolder(t *testing.T, holder *siteNode, want *image) {
 	t.Helper()
+	n.awaitHolderAt(t, holder.name(), want)
+}
+
+// awaitHolderAt is awaitHolder for the peer of that name.
+func (n *siteNode) awaitHolderAt(t *testing.T, name string, want *image) {
+	t.Helper()
 	for _, b := range slices.Concat(want.manifests, want.blobs) {
 		eventually(t, siteWait, func() error {
-			if got := n.holders(t, b); !slices.Contains(got, holder.name()) {
-				return fmt.Errorf("node %d thinks that %s (%d bytes) is at %q, want %s among them", n.number, b.Digest, b.Size, got, holder.name())
+			if got := n.holders(t, b); !slices.Contains(got, name) {
+				return fmt.Errorf("node %d thinks that %s (%d bytes) is at %q, want %s among them", n.number, b.Digest, b.Size, got, name)
 			}
 			return nil
 		})
