@@ -29,6 +29,9 @@ type Source struct {
 	Offset int64 // bytes of the content it had when it was heard of last; negative: all
 }
 
+// Late reports whether the member has all of the content, but has to make it first.
+func (s Source) Late() bool { return s.Offset == wholeLate }
+
 // Whole reports whether the member has all of the content.
 func (s Source) Whole() bool { return s.Offset < 0 }
 

@@ -60,12 +60,12 @@ type Directory struct {
 	peers   map[ID]*peer // those of members that something is known of
 	usual   rtt          // of answers of all of them
 
-	held     map[Key]int32       // where it is in holdings
-	holdings []holding           // in no order, and together, since all are looked at whenever a member comes or goes
-	changes  map[ID]map[Key]bool // to be announced: true for what is held, false for what is not any more
-	due      bool                // a flush of changes is scheduled
-	batches  map[uint32]*batch   // sent, and not acknowledged yet
-	slot     int                 // of the holdings to be refreshed next
+	held     map[Key]int32        // where it is in holdings
+	holdings []holding            // in no order, and together, since all are looked at whenever a member comes or goes
+	changes  map[ID]map[Key]state // to be announced
+	due      bool                 // a flush of changes is scheduled
+	batches  map[uint32]*batch    // sent, and not acknowledged yet
+	slot     int                  // of the holdings to be refreshed next
 
 	records map[Key]*record
 	kept    totals // of records
@@ -117,7 +117,7 @@ func New(c Config) *Directory {
 		self:    c.Self,
 		members: []Member{c.Self},
 		peers:   make(map[ID]*peer),
-		held:    make(map[Key]int32), changes: make(map[ID]map[Key]bool), batches: make(map[uint32]*batch),
+		held:    make(map[Key]int32), changes: make(map[ID]map[Key]state), batches: make(map[uint32]*batch),
 		records: make(map[Key]*record), queries: make(map[uint32]*query), tracks: make(map[trackKey]*Track),
 	}
 	c.Metrics.NewGauge("pier_directory_records", func() float64 {

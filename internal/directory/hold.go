@@ -32,8 +32,28 @@ const (
 
 // A holding is content that this node has.
 type holding struct {
-	key Key
+	key  Key
+	late bool
 	ranking
+}
+
+// A state says what a node has of some content.
+type state byte
+
+const (
+	dropped state = iota // not any more
+	held                 // all of it
+	late                 // all of it, once it has made it
+)
+
+func (h *holding) state() state {
+	switch {
+	case h == nil:
+		return dropped
+	case h.late:
+		return late
+	}
+	return held
 }
 
 // A batch is an announcement on its way.
@@ -47,13 +67,28 @@ type batch struct {
 func (d *Directory) Hold(have, lost []Key) {
 	d.lock()
 	defer d.unlock()
+	d.take(have, false)
+	d.drop(lost)
+	d.schedule(0)
+}
+
+// HoldLate says that this node has the content of keys, but has to make it before it can give it: others are sent here only
+// where nobody has it ready, or is receiving it.
+func (d *Directory) HoldLate(keys []Key) {
+	d.lock()
+	defer d.unlock()
+	d.take(keys, true)
+	d.schedule(0)
+}
+
+func (d *Directory) drop(lost []Key) {
 	for _, key := range lost {
 		h := d.holding(key)
 		if h == nil {
 			continue
 		}
 		for _, id := range h.members() {
-			d.change(id, key, false)
+			d.change(id, key, dropped)
 		}
 		last := len(d.holdings) - 1
 		d.held[d.holdings[last].key] = d.held[key]
@@ -61,18 +96,24 @@ func (d *Directory) Hold(have, lost []Key) {
 		d.holdings = d.holdings[:last]
 		delete(d.held, key)
 	}
-	for _, key := range have {
-		if d.holding(key) != nil || len(d.held) >= maxHeld {
+}
+
+func (d *Directory) take(keys []Key, isLate bool) {
+	for _, key := range keys {
+		h := d.holding(key)
+		if h == nil && len(d.held) >= maxHeld || h != nil && h.late == isLate {
 			continue
 		}
-		h := holding{key, d.rank(key)}
-		d.held[key] = int32(len(d.holdings))
-		d.holdings = append(d.holdings, h)
+		if h == nil {
+			d.held[key] = int32(len(d.holdings))
+			d.holdings = append(d.holdings, holding{key: key, ranking: d.rank(key)})
+			h = d.holding(key)
+		}
+		h.late = isLate
 		for _, id := range h.members() {
-			d.change(id, key, true)
+			d.change(id, key, h.state())
 		}
 	}
-	d.schedule(0)
 }
 
 // reassign finds the coordinators anew after members joined and left (in the order of their IDs). If this node has another
@@ -88,7 +129,7 @@ func (d *Directory) reassign(joined, left []ID, renamed bool) {
 		}
 		for _, id := range h.members() {
 			if renamed || !before.contains(id) {
-				d.change(id, h.key, true)
+				d.change(id, h.key, h.state())
 			}
 		}
 	}
@@ -103,7 +144,7 @@ func (d *Directory) refresh() {
 			continue
 		}
 		for _, id := range h.members() {
-			d.change(id, h.key, true)
+			d.change(id, h.key, h.state())
 		}
 	}
 	d.slot = (d.slot + 1) % refreshSlots
@@ -139,13 +180,13 @@ func (h *holding) lacks(left []ID) bool {
 	return false
 }
 
-func (d *Directory) change(to ID, key Key, held bool) {
+func (d *Directory) change(to ID, key Key, now state) {
 	keys := d.changes[to]
 	if keys == nil {
-		keys = make(map[Key]bool)
+		keys = make(map[Key]state)
 		d.changes[to] = keys
 	}
-	keys[key] = held
+	keys[key] = now
 }
 
 // schedule has changes announced soon, at a random time within jitter.
@@ -168,13 +209,16 @@ func (d *Directory) flush() {
 	for to, keys := range d.changes {
 		for len(keys) > 0 && sent < flushBatches {
 			m := message{kind: kindAnnounce, from: d.self.ID, number: d.number()}
-			for key, held := range keys {
-				if len(m.held)+len(m.dropped) == maxKeys {
+			for key, now := range keys {
+				if len(m.held)+len(m.dropped)+len(m.late) == maxKeys {
 					break
 				}
-				if held {
+				switch now {
+				case held:
 					m.held = append(m.held, key)
-				} else {
+				case late:
+					m.late = append(m.late, key)
+				default:
 					m.dropped = append(m.dropped, key)
 				}
 				delete(keys, key)
@@ -218,10 +262,10 @@ func (d *Directory) again(b *batch) {
 	if !d.other(b.to) {
 		return
 	}
-	for _, key := range slices.Concat(b.msg.held, b.msg.dropped) {
+	for _, key := range slices.Concat(b.msg.held, b.msg.late, b.msg.dropped) {
 		h := d.holding(key)
 		if h == nil || h.contains(b.to) {
-			d.change(b.to, key, h != nil)
+			d.change(b.to, key, h.state())
 		}
 	}
 	d.schedule(0)

@@ -26,6 +26,36 @@ func keys(n int) (all []Key) {
 	return all
 }
 
+// A node that has to make content first is asked only where nobody has it ready, or receives it.
+func TestLateHolders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t, 30)
+		k := testKey(1)
+		others := net.others(k)
+		slow, asker, receiver, ready := others[0], others[1], others[2], others[3]
+		want := func(when string, want ...Source) {
+			t.Helper()
+			settle()
+			if a, _ := asker.lookup(Want{Key: k}); !slices.Equal(a.Sources, want) {
+				t.Errorf("%s: sources are %v, want %v", when, a.Sources, want)
+			}
+		}
+		slow.HoldLate([]Key{k})
+		want("alone", Source{slow.ID, wholeLate})
+		if a, _ := receiver.lookup(Want{Key: k, Scope: 1, Join: true, Fetch: true}); len(a.Sources) != 1 || !a.Sources[0].Late() {
+			t.Errorf("who receives it is sent to %v, want %x", a.Sources, slow.ID)
+		}
+		receiver.Track(k, 1, nil).At(5)
+		time.Sleep(maxReport)
+		want("with a receiver", Source{receiver.ID, 5}, Source{slow.ID, wholeLate})
+		ready.Hold([]Key{k}, nil)
+		want("with a holder", Source{ready.ID, whole}, Source{receiver.ID, 5}, Source{slow.ID, wholeLate})
+		slow.Hold([]Key{k}, nil)
+		ready.Hold(nil, []Key{k})
+		want("made", Source{slow.ID, whole}, Source{receiver.ID, 5})
+	})
+}
+
 func TestHoldIsAnnouncedInBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t, 4)

@@ -13,7 +13,7 @@ type kind byte
 
 // The kinds of messages. A later, incompatible version begins at another multiple of 16.
 const (
-	kindAnnounce kind = 1 + iota // number, keys held, keys not held any more
+	kindAnnounce kind = 1 + iota // number, keys held, keys not held any more, keys held late
 	kindAck                      // number of an announcement
 	kindAsk                      // number, key, scope, flags, offset, failed
 	kindAnswer                   // number, flags, lease, sources
@@ -45,8 +45,11 @@ const (
 
 var errMessage = errors.New("malformed message")
 
-// whole is the offset, in messages and answers, of who has all of the content.
-const whole = -1
+// Offsets, in messages and answers, of who has all of the content.
+const (
+	whole     = -1
+	wholeLate = -2 // once it has made it
+)
 
 // A message is any message; a kind uses some of the fields.
 type message struct {
@@ -61,6 +64,7 @@ type message struct {
 	reached int64
 	held    []Key
 	dropped []Key
+	late    []Key
 	failed  []ID
 	sources []Source
 }
@@ -72,7 +76,7 @@ func (m message) encode() []byte {
 	switch m.kind {
 	case kindAnnounce:
 		b = binary.BigEndian.AppendUint32(b, m.number)
-		b = appendKeys(appendKeys(b, m.held), m.dropped)
+		b = appendKeys(appendKeys(appendKeys(b, m.held), m.dropped), m.late)
 	case kindAck:
 		b = binary.BigEndian.AppendUint32(b, m.number)
 	case kindAsk:
@@ -89,7 +93,7 @@ func (m message) encode() []byte {
 		b = append(b, byte(len(m.sources)))
 		for _, s := range m.sources {
 			b = binary.BigEndian.AppendUint64(b, uint64(s.ID))
-			b = binary.AppendUvarint(b, uint64(s.Offset+1)) // whole is 0
+			b = binary.AppendUvarint(b, uint64(s.Offset-wholeLate))
 		}
 	case kindProgress:
 		b = m.appendTransfer(b)
@@ -131,7 +135,7 @@ func parseMessage(b []byte) (message, error) {
 	switch m.kind {
 	case kindAnnounce:
 		m.number = r.uint32()
-		m.held, m.dropped = r.keys(), r.keys()
+		m.held, m.dropped, m.late = r.keys(), r.keys(), r.keys()
 	case kindAck:
 		m.number = r.uint32()
 	case kindAsk:
@@ -145,7 +149,7 @@ func parseMessage(b []byte) (message, error) {
 		r.lease(&m)
 		for range r.length(maxAll) {
 			id := ID(r.uint64())
-			m.sources = append(m.sources, Source{id, r.varint() - 1})
+			m.sources = append(m.sources, Source{id, r.varint() + wholeLate})
 		}
 	case kindProgress:
 		r.transfer(&m)

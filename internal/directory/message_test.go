@@ -21,7 +21,7 @@ func largest() (all []message) {
 		m.failed = append(m.failed, ^ID(i))
 	}
 	for i := range maxAll {
-		m.sources = append(m.sources, Source{^ID(i), far})
+		m.sources = append(m.sources, Source{^ID(i), far + wholeLate + 1})
 	}
 	for k := kindAnnounce; k <= kindDoubt; k++ {
 		m.kind = k
@@ -35,7 +35,7 @@ func of(m message) message {
 	u := message{kind: m.kind, from: m.from}
 	switch m.kind {
 	case kindAnnounce:
-		u.number, u.held, u.dropped = m.number, m.held, m.dropped
+		u.number, u.held, u.dropped, u.late = m.number, m.held, m.dropped, m.late
 	case kindAck:
 		u.number = m.number
 	case kindAsk:
@@ -57,7 +57,8 @@ func TestMessages(t *testing.T) {
 	for _, m := range all {
 		all = append(all, message{kind: m.kind}) // the smallest
 	}
-	all = append(all, message{kind: kindAnnounce, dropped: keys(3)}, message{kind: kindAnswer, sources: []Source{{1, whole}, {2, 0}}})
+	all = append(all, message{kind: kindAnnounce, dropped: keys(3)}, message{kind: kindAnnounce, late: keys(3)},
+		message{kind: kindAnswer, sources: []Source{{1, whole}, {2, 0}, {3, wholeLate}}})
 	for _, m := range all {
 		b := m.encode()
 		if len(b) > MaxMessage {

@@ -35,6 +35,7 @@ type totals struct{ holders, transfers, receivers int }
 
 type holder struct {
 	id   ID
+	late bool
 	ends time.Duration // by the directory's clock, as all times in records
 }
 
@@ -43,7 +44,12 @@ func (d *Directory) announced(m message) {
 	now := d.now()
 	for _, key := range m.held {
 		if r := d.record(key); r != nil {
-			d.hold(r, m.from, now)
+			d.hold(r, holder{id: m.from, ends: now + recordTTL})
+		}
+	}
+	for _, key := range m.late {
+		if r := d.record(key); r != nil {
+			d.hold(r, holder{id: m.from, late: true, ends: now + recordTTL})
 		}
 	}
 	for _, key := range m.dropped {
@@ -58,9 +64,8 @@ func (d *Directory) announced(m message) {
 }
 
 // hold notes a holder. If there are too many, it takes the place of any.
-func (d *Directory) hold(r *record, id ID, now time.Duration) {
-	h := holder{id, now + recordTTL}
-	if i := slices.IndexFunc(r.holders, func(h holder) bool { return h.id == id }); i >= 0 {
+func (d *Directory) hold(r *record, h holder) {
+	if i := slices.IndexFunc(r.holders, func(o holder) bool { return o.id == h.id }); i >= 0 {
 		r.holders[i] = h
 		return
 	}

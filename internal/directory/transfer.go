@@ -258,7 +258,7 @@ func (d *Directory) progressed(m message) {
 // ended takes the last report of a receiver or a fetcher.
 func (d *Directory) ended(r *record, m message, now time.Duration) {
 	if m.flags&flagWhole != 0 {
-		d.hold(r, m.from, now)
+		d.hold(r, holder{id: m.from, ends: now + recordTTL})
 	}
 	t := r.find(m.scope)
 	if t == nil {

@@ -17,10 +17,12 @@ const maxMost = 2 * maxSources
 // sources returns whom the asker is sent to, best first: its place in the tree, then others. t may be nil.
 func (d *Directory) sources(r *record, t *transfer, m message, now time.Duration) []Source {
 	zone, _ := d.zone(m.from)
-	var near, far []Source
+	var near, far, slow []Source
 	for _, h := range r.holders {
 		if z, ok := d.zone(h.id); !ok || h.id == m.from || now > h.ends || slices.Contains(m.failed, h.id) {
 			continue
+		} else if h.late {
+			slow = append(slow, Source{h.id, wholeLate})
 		} else if z == zone {
 			near = append(near, Source{h.id, whole})
 		} else {
@@ -32,7 +34,11 @@ func (d *Directory) sources(r *record, t *transfer, m message, now time.Duration
 		l.most = maxAll
 	}
 	if t != nil && m.flags&flagPlace != 0 {
-		d.plant(&l, t, m, near, now)
+		roots := near
+		if len(near)+len(far) == 0 {
+			roots = slow
+		}
+		d.plant(&l, t, m, roots, now)
 	}
 	d.rand.Shuffle(len(near), func(i, j int) { near[i], near[j] = near[j], near[i] })
 	d.rand.Shuffle(len(far), func(i, j int) { far[i], far[j] = far[j], far[i] })
@@ -41,6 +47,8 @@ func (d *Directory) sources(r *record, t *transfer, m message, now time.Duration
 	if t != nil {
 		d.others(&l, t, m, now)
 	}
+	d.rand.Shuffle(len(slow), func(i, j int) { slow[i], slow[j] = slow[j], slow[i] })
+	l.add(slow...)
 	if t != nil && m.flags&flagAll != 0 {
 		for id, r := range t.receivers {
 			l.add(Source{id, r.offset})

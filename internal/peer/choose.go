@@ -16,7 +16,7 @@ const hedge = 200 * time.Millisecond
 
 // candidates returns the neighbours among sources that may be asked for key, best first: the order of the directory spreads
 // the load, and so it stays, but that of two who have all of the content the nearer comes first, by zone and then by
-// round trip, and that those in trouble come last.
+// round trip, and that those who have to make it first come last, but for those in trouble.
 func (s *Source) candidates(key directory.Key, sources []directory.Source, avoid []directory.ID) []candidate {
 	return s.choose(key, sources, avoid, s.c.Upstream == nil)
 }
@@ -47,7 +47,8 @@ func (s *Source) choose(key directory.Key, sources []directory.Source, avoid []d
 		whole++
 	}
 	slices.SortStableFunc(list[:whole], func(a, b candidate) int { return s.distance(a) - s.distance(b) })
-	slices.SortStableFunc(list, func(a, b candidate) int { return number(s.trust.troubled(a.ID)) - number(s.trust.troubled(b.ID)) })
+	last := func(c candidate) int { return 2*number(s.trust.troubled(c.ID)) + number(c.Late()) }
+	slices.SortStableFunc(list, func(a, b candidate) int { return last(a) - last(b) })
 	return list
 }
 
