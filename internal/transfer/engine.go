@@ -30,8 +30,13 @@ type Store interface {
 type Config struct {
 	Source oci.Source // where missing content comes from
 	Store  Store      // keeps what arrives; nil: nothing is kept, and transfers end when nobody reads them any more
+	Spool  oci.Spool  // without a Store: lends the files, and is shown what was proven; nil: unlinked files in Dir
 	Max    int64      // bytes of the largest content that is spooled, 0: any; larger goes through unshared
 	Dir    string     // for the unlinked files of transfers without a Store; the system's temporary directory if empty
+
+	// Linger, for a Source that has to make what it gives, is how long a transfer without a Store goes on that nobody reads; and
+	// there is one then for who asks for a part, too, which is otherwise left to the Source.
+	Linger time.Duration
 
 	Timeout time.Duration // a transfer without progress for so long fails; 0: 60 s
 
@@ -92,7 +97,10 @@ func New(c Config) *Engine {
 		return float64(len(e.flights))
 	})
 	if c.Store == nil {
-		e.spool = temporary{c.Dir}
+		e.spool = Temporary(c.Dir)
+	}
+	if c.Store == nil && c.Spool != nil {
+		e.spool = c.Spool
 	}
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	return e
@@ -158,7 +166,7 @@ func (e *Engine) board(ctx context.Context, ref oci.Reference, offset, length in
 			} // else it is there and cannot be read: what is fetched now replaces it
 		}
 	}
-	if f != nil || (len(e.flights) >= maxFlights && !e.makeRoom()) || (offset > 0 && e.c.Store == nil) || e.ctx.Err() != nil {
+	if f != nil || (len(e.flights) >= maxFlights && !e.makeRoom()) || (offset > 0 && e.c.Store == nil && e.c.Linger == 0) || e.ctx.Err() != nil {
 		e.mu.Unlock()
 		rc, desc, err := e.direct(ctx, ref, offset, length, nil)
 		return nil, rc, desc, err
@@ -194,11 +202,29 @@ func (e *Engine) leave(f *flight) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	f.readers--
-	if f.readers == 0 && (e.c.Store == nil || !f.sized()) {
-		f.cancel()
-		if e.c.Store == nil {
-			e.land(f) // nothing of it is shared with the next flight
+	if f.readers > 0 || e.c.Store != nil && f.sized() {
+		return
+	}
+	if e.c.Linger == 0 || !f.sized() {
+		e.abandon(f)
+		return
+	}
+	f.empty++
+	visit := f.empty
+	time.AfterFunc(e.c.Linger, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if f.readers == 0 && f.empty == visit {
+			e.abandon(f)
 		}
+	})
+}
+
+// abandon ends a flight that nobody reads. The caller holds mu.
+func (e *Engine) abandon(f *flight) {
+	f.cancel()
+	if e.c.Store == nil {
+		e.land(f) // nothing of it is shared with the next flight
 	}
 }
 

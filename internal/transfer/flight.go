@@ -27,6 +27,7 @@ type flight struct {
 	origins []origin // whom to ask, in order; asked ones stay
 	next    int      // the first of origins not asked yet
 	readers int
+	empty   int  // how often the last reader left
 	closed  bool // no further origin is asked: who comes now is better off alone
 
 	mu        sync.Mutex    // guards all below
@@ -320,17 +321,13 @@ func (f *flight) end(how func() error, set func()) {
 	}
 }
 
-// finish gives the last bytes free, and then keeps the content, or waits for the last reader where nothing is kept.
+// finish gives the last bytes free, and then keeps the content, and waits for the last reader where there is no Store to read
+// it from.
 func (f *flight) finish(p oci.Partial, w *writer) {
 	f.change(func() {
 		f.desc.Size, f.known = w.at, true
 		f.available, f.done = w.at, true
 	})
-	if f.e.c.Store == nil {
-		<-f.ctx.Done()
-		f.end(p.Discard, func() {})
-		return
-	}
 	switch err := p.Commit(f.origin(), f.desc); {
 	case err == nil:
 		f.e.diskWorks()
@@ -338,6 +335,9 @@ func (f *flight) finish(p oci.Partial, w *writer) {
 		f.e.c.Log.Warn("served, but not kept", "digest", f.digest, "err", err)
 	default:
 		f.e.diskFailed(f.digest, err)
+	}
+	if f.e.c.Store == nil {
+		<-f.ctx.Done()
 	}
 	f.end(func() error { return nil }, func() {})
 }

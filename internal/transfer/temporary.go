@@ -6,7 +6,10 @@ import (
 	"pier/internal/oci"
 )
 
-// temporary is the Spool that keeps nothing: unlinked files, gone when their last reader closes them.
+// Temporary returns the Spool that keeps nothing: unlinked files in dir, or where the system has its temporary ones, gone when
+// their last reader closes them.
+func Temporary(dir string) oci.Spool { return temporary{dir} }
+
 type temporary struct{ dir string }
 
 func (t temporary) Begin(oci.Reference) (oci.Partial, error) {
