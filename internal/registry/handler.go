@@ -32,6 +32,10 @@ type Config struct {
 	// their clients' credentials are not for them to send.
 	PassAuthorization bool
 
+	// ByHost says that the host of a request is the registry that is meant, as for a client that asked that registry, and whose
+	// request a proxy took.
+	ByHost bool
+
 	// Slots is how many requests for content, GET of manifests and blobs, are served at once; those beyond are answered 503
 	// at once, so that whoever asks finds another node. 0: any number.
 	Slots int
@@ -96,7 +100,7 @@ func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 
 	w := newResponse(rw, r, h.stall)
 	rw.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
-	rt, err := parseRoute(r, h.DefaultRegistry)
+	rt, err := h.route(r)
 	if err == nil {
 		err = h.serve(w, r, rt)
 	}
@@ -113,6 +117,13 @@ func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if abort {
 		panic(http.ErrAbortHandler) // the only way to end a connection so that the client sees that bytes are missing
 	}
+}
+
+func (h *handler) route(r *http.Request) (route, error) {
+	if h.ByHost {
+		return parseRouteOf(r, r.Host)
+	}
+	return parseRoute(r, h.DefaultRegistry)
 }
 
 // maxVia bounds the nodes that a request comes through, in bytes of their names: longer chains are mistakes.

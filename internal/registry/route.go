@@ -48,43 +48,63 @@ const maxPath = 1024
 
 // parseRoute returns the route of a request. The error is one that answerTo knows, and the route then says what is known.
 func parseRoute(r *http.Request, defaultRegistry string) (route, error) {
+	rt, target, err := parsePath(r)
+	if err != nil || rt.endpoint == endpointBase || rt.endpoint >= endpointDigests {
+		return rt, err
+	}
+	rt.setName(rt.query.Get("ns"), r.Header.Get("X-Registry"), defaultRegistry)
+	err = rt.setTarget(target)
+	return rt, err
+}
+
+// parseRouteOf is parseRoute for a request that was meant for one registry, and for nothing else.
+func parseRouteOf(r *http.Request, registry string) (route, error) {
+	rt, target, err := parsePath(r)
+	switch {
+	case err != nil || rt.endpoint == endpointBase:
+		return rt, err
+	case rt.endpoint >= endpointDigests:
+		return route{}, errNoEndpoint
+	}
+	rt.ref.Registry, rt.ref.Repository = oci.Canonical(registry, rt.name)
+	err = rt.setTarget(target)
+	return rt, err
+}
+
+// parsePath returns what the path and the query of a request say.
+func parsePath(r *http.Request) (rt route, target string, err error) {
 	path := r.URL.Path
-	var rt route
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return rt, errMethod
+		return rt, "", errMethod
 	}
 	if len(path) > maxPath {
-		return rt, fmt.Errorf("path of %d bytes: %w", len(path), oci.ErrNameInvalid)
+		return rt, "", fmt.Errorf("path of %d bytes: %w", len(path), oci.ErrNameInvalid)
 	}
 	if rest, ok := strings.CutPrefix(path, "/api/v1/"); ok {
 		err := rt.parseAPI(rest)
-		return rt, err
+		return rt, "", err
 	}
 	if hasEncodedSlash(r.URL.RawPath) {
-		return rt, fmt.Errorf("encoded slash in path: %w", oci.ErrNameInvalid)
+		return rt, "", fmt.Errorf("encoded slash in path: %w", oci.ErrNameInvalid)
 	}
 	rest, ok := strings.CutPrefix(path, "/v2/")
 	if (ok && rest == "") || path == "/v2" {
 		rt.endpoint = endpointBase
-		return rt, nil
+		return rt, "", nil
 	}
 	if !ok {
-		return rt, errNoEndpoint
+		return rt, "", errNoEndpoint
 	}
-	target, ok := rt.split(rest)
-	if !ok {
-		return rt, errNoEndpoint
+	if target, ok = rt.split(rest); !ok {
+		return rt, "", errNoEndpoint
 	}
 	if r.URL.RawQuery != "" {
 		// A query that is half understood may have lost its ns, and the wrong registry would be asked.
-		var err error
 		if rt.query, err = url.ParseQuery(r.URL.RawQuery); err != nil {
-			return rt, fmt.Errorf("malformed query: %w", oci.ErrNameInvalid)
+			return rt, "", fmt.Errorf("malformed query: %w", oci.ErrNameInvalid)
 		}
 	}
-	rt.setName(rt.query.Get("ns"), r.Header.Get("X-Registry"), defaultRegistry)
-	err := rt.setTarget(target)
-	return rt, err
+	return rt, target, nil
 }
 
 // hasEncodedSlash reports whether an undecoded path has a slash that is no separator. No name, tag or digest has one.
