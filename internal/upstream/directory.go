@@ -48,7 +48,7 @@ func dialHost(name string) string {
 }
 
 func newDirectory(cfg Config, upstreams []Upstream) (*directory, error) {
-	d := &directory{cfg: cfg, listed: make(map[string]*endpoint), others: make(map[string]*endpoint), proxies: &proxies{}}
+	d := &directory{cfg: cfg, listed: make(map[string]*endpoint), others: make(map[string]*endpoint), proxies: &proxies{own: cfg.OwnProxy}}
 	var faults []error
 	for _, s := range cfg.Allow {
 		p, err := parsePattern(s)

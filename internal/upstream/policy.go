@@ -1,9 +1,11 @@
 package upstream
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 
 	"pier/internal/oci"
@@ -32,7 +34,7 @@ func parsePattern(s string) (pattern, error) {
 	}
 	p.host, _ = oci.Canonical(p.host, "")
 	if strings.HasSuffix(rest, ":") || !validName(p.host) || p.port != "" && p.port != "*" && !validName("x:"+p.port) {
-		return pattern{}, fmt.Errorf("allowed upstream %.80q is not a name, *.name, name:port, name:* or *", s)
+		return pattern{}, fmt.Errorf("pattern %.80q of registries is not a name, *.name, name:port, name:* or *", s)
 	}
 	return p, nil
 }
@@ -46,6 +48,26 @@ func (p pattern) match(name string) bool {
 		return strings.HasSuffix(host, "."+p.host)
 	}
 	return host == p.host
+}
+
+// Patterns are patterns of registries, each as in [Config.Allow].
+type Patterns []pattern
+
+// ParsePatterns parses patterns. The error joins all faults.
+func ParsePatterns(list []string) (Patterns, error) {
+	var all Patterns
+	var faults []error
+	for _, s := range list {
+		p, err := parsePattern(s)
+		faults = append(faults, err)
+		all = append(all, p)
+	}
+	return all, errors.Join(faults...)
+}
+
+// Match reports whether one of the patterns takes in a registry, by its canonical name.
+func (p Patterns) Match(name string) bool {
+	return slices.ContainsFunc(p, func(p pattern) bool { return p.any || p.match(name) })
 }
 
 // splitPort splits host[:port]. An IPv6 address keeps its brackets.

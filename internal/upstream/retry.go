@@ -86,6 +86,7 @@ func (t target) send(w *watch, q query) (*http.Response, error) {
 			again = temporary(err)
 			err = t.broken(w, q.what, err)
 		case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent:
+			t.met.set(t.name, time.Now().Add(metFor))
 			return resp, nil
 		default:
 			err = t.refused(q.what, resp)
@@ -148,7 +149,7 @@ func (t target) via(ctx context.Context) string {
 	if t.ns == "" || t.cfg.Name == "" {
 		return ""
 	}
-	own := "1.1 " + t.cfg.Name
+	own := via(t.cfg.Name)
 	if before := oci.Via(ctx); before != "" {
 		return before + ", " + own
 	}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,11 +32,15 @@ var (
 
 // client returns an HTTP client whose every connection obeys rules. A nil tlsConfig means the system's roots.
 func (d *directory) client(rules rules, tlsConfig *tls.Config) *http.Client {
+	return &http.Client{Transport: &transport{base: d.transport(rules, tlsConfig), rules: rules}, CheckRedirect: checkRedirect}
+}
+
+// transport returns one whose every connection obeys rules. A nil tlsConfig means the system's roots.
+func (d *directory) transport(rules rules, tlsConfig *tls.Config) *http.Transport {
 	if tlsConfig == nil {
 		tlsConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
-	plain := net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second, Resolver: d.cfg.resolver}
-	guarded := plain
+	plain, guarded := d.dialer(), d.dialer()
 	guarded.ControlContext = rules.control
 	t := &http.Transport{
 		Proxy: d.proxies.forRequest,
@@ -57,8 +62,18 @@ func (d *directory) client(rules rules, tlsConfig *tls.Config) *http.Client {
 		// A connection that carries many streams and died silently must not be given new ones.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}
-	return &http.Client{Transport: &transport{base: t, rules: rules}, CheckRedirect: checkRedirect}
+	if d.cfg.Name != "" {
+		t.ProxyConnectHeader = http.Header{"Via": {via(d.cfg.Name)}} // by which this node knows its own requests again
+	}
+	return t
 }
+
+func (d *directory) dialer() *net.Dialer {
+	return &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second, Resolver: d.cfg.resolver}
+}
+
+// via returns what a node of this name puts into a Via header (RFC 9110, section 7.6.3).
+func via(name string) string { return "1.1 " + name }
 
 // checkRedirect bounds redirects. That Authorization does not leave its origin is the token client's part; see
 // [auth.Client].
@@ -80,15 +95,53 @@ func (r rules) control(_ context.Context, _, address string, _ syscall.RawConn) 
 	return r.permitAddr(addr.Addr())
 }
 
-// proxies remembers the addresses of HTTP proxies that the environment names, which are exempt from the rules.
-type proxies struct{ seen sync.Map }
+// proxies remembers the addresses of HTTP proxies that the environment names, which are exempt from the rules. This node's
+// own, which a machine's environment may name for all, is not used: its requests would come back to it.
+type proxies struct {
+	own  string                                // host:port where this node's own listens; "" is none
+	from func(*http.Request) (*url.URL, error) // nil: the environment
+	seen sync.Map
+}
 
 func (p *proxies) forRequest(req *http.Request) (*url.URL, error) {
-	u, err := http.ProxyFromEnvironment(req)
-	if u != nil {
-		p.remember(u)
+	from := p.from
+	if from == nil {
+		from = http.ProxyFromEnvironment
 	}
+	u, err := from(req)
+	if u == nil || isOwn(p.own, u) {
+		return nil, err
+	}
+	p.remember(u)
 	return u, err
+}
+
+// isOwn reports whether a proxy is the one that listens on own.
+func isOwn(own string, u *url.URL) bool {
+	host, port, err := net.SplitHostPort(own)
+	if err != nil || u.Port() != port {
+		return false
+	}
+	listens, _ := netip.ParseAddr(host)
+	named := u.Hostname()
+	addr, _ := netip.ParseAddr(named)
+	everywhere := host == "" || listens.IsUnspecified()
+	switch {
+	case strings.EqualFold(named, host):
+		return true
+	case named == "localhost" || addr.IsLoopback():
+		return everywhere || host == "localhost" || listens.IsLoopback()
+	}
+	return everywhere && addr.IsValid() && ofThisMachine(addr)
+}
+
+// ofThisMachine reports whether an interface of this machine has an address.
+func ofThisMachine(addr netip.Addr) bool {
+	addrs, err := net.InterfaceAddrs()
+	return err == nil && slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.Equal(addr.AsSlice())
+	})
 }
 
 func (p *proxies) remember(u *url.URL) {

@@ -32,7 +32,8 @@ type Config struct {
 	Timeout time.Duration
 
 	UserAgent string       // "" means "pier"
-	Name      string       // of this node in the Via header of requests to mirrors; "" means none
+	Name      string       // of this node in the Via header of requests to mirrors and HTTP proxies; "" means none
+	OwnProxy  string       // host:port where this node is an HTTP proxy itself, which its environment may name; "" means nowhere
 	Log       *slog.Logger // nil: nothing is logged
 	Metrics   *metrics.Set // nil: a set of its own
 
@@ -49,6 +50,7 @@ type Registries struct {
 	clients *clients
 	limited *deadlines // hosts that asked to come back later
 	blamed  *deadlines // mirrors that are left out for a while
+	met     *deadlines // registries that answered
 	current atomic.Pointer[directory]
 }
 
@@ -87,7 +89,7 @@ func New(cfg Config) (*Registries, error) {
 	r := &Registries{
 		cfg: cfg, log: cfg.Log, metrics: newInstruments(cfg.Metrics),
 		docker: &dockerConfig{log: cfg.Log}, clients: newClients(cfg.Timeout),
-		limited: newDeadlines(1024), blamed: newDeadlines(1024),
+		limited: newDeadlines(1024), blamed: newDeadlines(1024), met: newDeadlines(1024),
 	}
 	if err := r.Reload(cfg.Upstreams); err != nil {
 		return nil, err
@@ -116,6 +118,12 @@ func (r *Registries) Knows(ctx context.Context, registry string) bool {
 	name, _ := oci.Canonical(registry, "")
 	return r.current.Load().listed[name] != nil || r.docker.get(ctx, name) != auth.EmptyCredential
 }
+
+// metFor is how long a registry is known to be one.
+const metFor = 30 * 24 * time.Hour
+
+// Met reports whether a registry gave this node content, by its canonical name.
+func (r *Registries) Met(registry string) bool { return time.Now().Before(r.met.until(registry)) }
 
 // Resolve implements [oci.Source]. A tag's descriptor is marked stale where whoever answered said so, and nobody else could.
 func (r *Registries) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
