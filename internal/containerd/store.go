@@ -139,6 +139,9 @@ func (s *Store) Ready() bool {
 // Images returns how many manifests containerd has names for, in all its namespaces.
 func (s *Store) Images() int { return len(s.known().targets) }
 
+// Socket returns the path of containerd's socket.
+func (s *Store) Socket() string { return s.cfg.Socket }
+
 // Version returns containerd's version as it states it, or "" before it was first reached.
 func (s *Store) Version() string {
 	s.mu.RLock()

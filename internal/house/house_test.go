@@ -35,6 +35,15 @@ var imports = map[string][]string{
 	"internal/transfer":   {"internal/oci", "internal/chain"},
 	"internal/upstream":   {"internal/oci", "internal/chain"},
 	"internal/registry":   {"internal/oci", "internal/chain"},
+	"internal/proxy":      {"internal/oci", "internal/chain"},
+
+	"internal/gzexact":         {"internal/gzexact/zlib", "internal/gzexact/goflate"},
+	"internal/gzexact/zlib":    {},
+	"internal/gzexact/goflate": {},
+	"internal/overlay2":        {"internal/oci"},
+	"internal/docker":          {"internal/oci", "internal/chain", "internal/overlay2", "internal/gzexact"},
+	"internal/authority":       {},
+	"internal/setup":           {},
 
 	"internal/clusterkey": {},
 	"internal/mdns":       {},

@@ -1,0 +1,300 @@
+// Package docker is a Source over Docker's classic image store (the overlay2 storage driver), which keeps what layers contain, but
+// not the layers. What Docker has lost is made up for with a few kilobytes an image in a directory of Pier's own:
+//
+//   - Layers are packed again, byte for byte ([Store.Rebuilt]): how, was found out when they passed through this node
+//     ([Store.Spool], learn.go), or is found by trial for those that were there before (hints.go). Those that nothing packs as they
+//     were are kept, up to a quota (kept.go).
+//   - Manifests and indexes are kept as they pass through, or put together anew (regenerate.go).
+//   - Configurations are Docker's own files.
+//
+// Nothing is written into Docker's directories, and nothing is offered under a digest that it was not found to have.
+//
+// With Docker's other image store, that of containerd, this package only says where that is, see [Ask].
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"pier/internal/oci"
+	"pier/internal/overlay2"
+)
+
+// source is what Descriptor.Source says.
+const source = "docker"
+
+// Config says where Docker is, and what may be used on its behalf. Root, Dir, Spool and Made are needed.
+type Config struct {
+	Socket string    // of Docker's API; "": images are looked at every second only
+	Root   string    // Docker's data root, as this process sees it
+	Dir    string    // where to remember what Docker forgets
+	Spool  oci.Spool // lends files to content on its way
+	Made   oci.Spool // lends files to layers that are made again
+	Keep   int64     // bytes of layers that are kept: those that nothing makes again, and above 1 GiB also those that were made lately; 0: none
+	CPU    int       // processors that make layers again; 0: 1
+
+	Log     *slog.Logger // nil: silent
+	Metrics *metrics.Set // nil: a set of its own
+}
+
+// A Store knows what a Docker has.
+type Store struct {
+	c    Config
+	log  *slog.Logger
+	disk *overlay2.Store
+	kept *kept
+	full func(*os.File) bool // nearlyFull, but in tests
+
+	processors chan struct{} // a token for each processor that makes layers, or finds out how, see turn
+	places     chan struct{} // a token for each layer that is being made
+	changed    chan struct{} // holds one element if Docker may have changed
+	read       chan struct{} // holds one element if view is new
+	studying   chan struct{} // holds one element if there may be something to study
+
+	mu      sync.Mutex // guards all below
+	view    view       // what Docker has; its maps never change
+	altered time.Time  // when view, arrived or recipes last changed
+	arrived map[oci.Digest]*arrival
+	recipes *recipes
+
+	rebuiltBytes *metrics.Counter
+	rebuiltFails *metrics.Counter
+	learned      map[string]*metrics.Counter // layers, by what came of them
+}
+
+// A view is what Docker had at one time.
+type view struct {
+	layers  map[oci.Digest]overlay2.Layer // by diff ID
+	configs map[oci.Digest]bool           // image IDs
+	tags    map[string]map[string]oci.Digest
+	named   map[oci.Digest]bool // digests of manifests that Docker knows images by
+	images  int
+}
+
+// Open returns the Store of the Docker whose data is under c.Root. [Store.Run] must be called to follow what changes.
+func Open(ctx context.Context, c Config) (*Store, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Metrics == nil {
+		c.Metrics = metrics.NewSet()
+	}
+	c.CPU = max(c.CPU, 1)
+	disk, err := overlay2.Open(overlay2.Config{Root: c.Root})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("docker: %w: let this user write there, or set --data-dir", err)
+	}
+	recipes, err := openRecipes(filepath.Join(c.Dir, "recipes"), c.Log)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		c: c, log: c.Log, disk: disk, recipes: recipes, full: nearlyFull,
+		processors: make(chan struct{}, c.CPU), places: make(chan struct{}, maxMaking), changed: make(chan struct{}, 1), read: make(chan struct{}, 1), studying: make(chan struct{}, 1),
+		arrived:      make(map[oci.Digest]*arrival),
+		rebuiltBytes: c.Metrics.NewCounter("pier_rebuilt_bytes_total"),
+		rebuiltFails: c.Metrics.NewCounter("pier_rebuild_failures_total"),
+		learned:      make(map[string]*metrics.Counter),
+	}
+	for _, outcome := range []string{learnedExact, learnedKept, learnedLost} {
+		s.learned[outcome] = c.Metrics.NewCounter(fmt.Sprintf("pier_layers_learned_total{outcome=%q}", outcome))
+	}
+	isSpare := func(d oci.Digest) bool { _, ok := recipes.get(d); return ok }
+	if s.kept, err = openKept(c.Dir, c.Keep, isSpare, c.Log); err != nil {
+		return nil, errors.Join(err, recipes.close())
+	}
+	for state, count := range map[string]func(Layers) int{
+		"rebuilt": func(l Layers) int { return l.Rebuilt }, "kept": func(l Layers) int { return l.Kept }, "withheld": func(l Layers) int { return l.Withheld },
+	} {
+		c.Metrics.NewGauge(fmt.Sprintf("pier_docker_layers{state=%q}", state), func() float64 { return float64(count(s.Layers())) })
+	}
+	c.Metrics.NewGauge("pier_kept_layers_bytes", func() float64 { return float64(s.Layers().KeptBytes) })
+	s.refresh(ctx)
+	return s, nil
+}
+
+// Close lets go of files. What was opened from the Store may still be read. Run must have returned.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for d, a := range s.arrived {
+		a.file.Close()
+		delete(s.arrived, d)
+	}
+	return s.recipes.close()
+}
+
+// Images returns how many images Docker has.
+func (s *Store) Images() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.view.images
+}
+
+// Layers says how many layers Docker has, and what others can get of them.
+type Layers struct {
+	All       int   `json:"all"`
+	Rebuilt   int   `json:"rebuilt"`    // made again when somebody asks
+	Kept      int   `json:"kept"`       // kept as they came
+	KeptBytes int64 `json:"kept_bytes"` // by the latter
+	Withheld  int   `json:"withheld"`   // not offered: nothing is known that makes them, or nobody ever gave them a name
+}
+
+// Layers counts the layers of Docker.
+func (s *Store) Layers() (l Layers) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.All, l.Rebuilt = len(s.view.layers), len(s.offered())
+	l.Kept, l.KeptBytes = s.kept.layers()
+	l.Withheld = max(0, l.All-l.Rebuilt-l.Kept)
+	return l
+}
+
+// offered returns the diff IDs of the layers that are made again. The caller holds mu.
+func (s *Store) offered() map[oci.Digest]bool {
+	offered := make(map[oci.Digest]bool)
+	for _, r := range s.recipes.byDigest {
+		if _, here := s.view.layers[r.diffID]; here {
+			offered[r.diffID] = true
+		}
+	}
+	return offered
+}
+
+const (
+	lookEvery    = time.Second      // that Docker's directories are looked at: a few calls of stat
+	refreshEvery = 5 * time.Minute  // that they are read though nothing seems to have changed
+	reconnect    = 10 * time.Second // until Docker's events are asked for again
+	gather       = 100 * time.Millisecond
+)
+
+// Run follows what changes in Docker, and learns from what arrives, until ctx ends.
+func (s *Store) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.learn(ctx) })
+	wg.Go(func() { s.study(ctx) })
+	if s.c.Socket != "" {
+		wg.Go(func() { s.listen(ctx) })
+	}
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	seen, read := s.disk.Changed(), time.Now()
+	for {
+		asked := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.changed:
+			asked = true
+			time.Sleep(gather) // events come in groups
+		case <-tick.C:
+		}
+		if now := s.disk.Changed(); asked || !now.Equal(seen) || time.Since(read) > refreshEvery {
+			seen, read = now, time.Now()
+			s.refresh(ctx)
+		}
+		s.forget(time.Now())
+	}
+}
+
+// listen has events of Docker make the Store look, until ctx ends.
+func (s *Store) listen(ctx context.Context) {
+	c := newClient(s.c.Socket)
+	defer c.http.CloseIdleConnections()
+	for ctx.Err() == nil {
+		err := c.events(ctx, s.look)
+		if ctx.Err() != nil {
+			return
+		}
+		s.log.DebugContext(ctx, "no events from Docker; its directories are looked at all the same", "err", err)
+		select {
+		case <-time.After(reconnect):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// look has Run read what Docker has.
+func (s *Store) look() { notify(s.changed) }
+
+// refresh reads what Docker has.
+func (s *Store) refresh(ctx context.Context) {
+	layers, lerr := s.disk.Layers(ctx)
+	images, ierr := s.disk.Images()
+	if ctx.Err() != nil {
+		return
+	}
+	if err := errors.Join(lerr, ierr); err != nil {
+		s.log.WarnContext(ctx, "a part of what Docker has cannot be read; that part is not offered", "err", err)
+	}
+	v := view{
+		layers: make(map[oci.Digest]overlay2.Layer, len(layers)), configs: make(map[oci.Digest]bool, len(images)),
+		named: make(map[oci.Digest]bool), images: len(images),
+	}
+	for _, l := range layers {
+		if l.Unsupported == "" {
+			v.layers[l.DiffID] = l
+		}
+	}
+	for _, img := range images {
+		v.configs[img.ID] = true
+		for _, name := range img.Names {
+			if name.Digest != "" {
+				v.named[name.Digest] = true
+			}
+		}
+	}
+	v.tags = s.tags(images)
+	s.kept.drop(v.named, s.hinted(v))
+	s.mu.Lock()
+	s.view, s.altered = v, time.Now()
+	s.mu.Unlock()
+	notify(s.read)
+}
+
+// notify puts an element into a channel that has room for one, unless one is there.
+func notify(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// tags returns the manifest that each tag names: of those that Docker knows the image by in the same repository one that is
+// here, the last that came.
+func (s *Store) tags(images []overlay2.Image) map[string]map[string]oci.Digest {
+	tags := make(map[string]map[string]oci.Digest)
+	for _, img := range images {
+		latest := make(map[string]oci.Digest) // by repository
+		came := make(map[string]time.Time)
+		for _, name := range img.Names {
+			at, ok := s.kept.manifest(name.Digest)
+			if ok && !at.Before(came[name.Name()]) {
+				latest[name.Name()], came[name.Name()] = name.Digest, at
+			}
+		}
+		for _, name := range img.Names {
+			dgst, ok := latest[name.Name()]
+			if name.Tag == "" || !ok {
+				continue
+			}
+			if tags[name.Name()] == nil {
+				tags[name.Name()] = make(map[string]oci.Digest)
+			}
+			tags[name.Name()][name.Tag] = dgst
+		}
+	}
+	return tags
+}
