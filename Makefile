@@ -3,14 +3,18 @@
 TOOLS    := $(or $(PIER_TOOLS),$(HOME)/.cache/pier/tools)
 VERSION  ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
 FUZZTIME ?= 30s
+BIN      ?= bin/pier
 
-.PHONY: help build run check format vet lint unit test race e2e bench bench-peers bench-rollout sim fuzz clean
+# What never does anything a thousand times a second is not inlined: 250 kB.
+COLD := github.com/hashicorp/... github.com/miekg/... github.com/spf13/... go.yaml.in/... oras.land/...
+
+.PHONY: help build run check format vet lint unit test race e2e bench bench-peers bench-proxy bench-rollout sim fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z].*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/pier, static and stripped
-	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/pier ./cmd/pier
+	CGO_ENABLED=0 go build -buildvcs=false -trimpath $(COLD:%=-gcflags=%=-l) -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./cmd/pier
 
 run: build ## build and start a node with nothing but defaults
 	bin/pier serve
@@ -51,6 +55,10 @@ bench: ## measure one node against a bare server, nginx and other caches
 bench-peers: ## measure transfers between nodes, and what nodes that share cost
 	e2e/tools.sh bench
 	go run ./bench peers
+
+bench-proxy: ## measure the forward proxy, and layers made again against the encoders that made them
+	e2e/tools.sh bench
+	go run ./bench proxy
 
 bench-rollout: ## measure a roll-out to ten nodes behind a narrow link (root)
 	go run ./bench rollout

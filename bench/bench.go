@@ -62,10 +62,9 @@ func (b *bench) measure(ctx context.Context, parts []part) error {
 func (b *bench) build(ctx context.Context) error {
 	b.say("building pier")
 	b.pier = filepath.Join(b.dir, "pier")
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w -X main.version=bench", "-o", b.pier, "pier/cmd/pier")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd := exec.CommandContext(ctx, "make", "build", "BIN="+b.pier, "VERSION=bench")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("go build: %w\n%s", err, out)
+		return fmt.Errorf("make build: %w\n%s", err, out)
 	}
 	return nil
 }

@@ -88,14 +88,16 @@ func (b *bench) serveArgs(d doors, upstream string) ([]string, error) {
 	if err := os.WriteFile(file, []byte("- name: "+upstream+"\n  scheme: http\n"), 0o644); err != nil {
 		return nil, err
 	}
+	return append(d.args(), "--proxy-listen", "none", "--store", "none", "--upstreams", file), nil
+}
+
+// args are the arguments of a node with these doors.
+func (d doors) args() []string {
 	gossip := d.gossip
 	if gossip == "" {
 		gossip = "none"
 	}
-	return []string{
-		"serve", "--listen", d.node, "--peer-listen", d.peer, "--metrics-listen", d.metrics, "--gossip-listen", gossip, "--mdns=false",
-		"--store", "none", "--upstreams", file,
-	}, nil
+	return []string{"serve", "--listen", d.node, "--peer-listen", d.peer, "--metrics-listen", d.metrics, "--gossip-listen", gossip, "--mdns=false"}
 }
 
 // stop ends the node and removes what it kept.

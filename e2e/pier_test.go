@@ -25,6 +25,8 @@ type pierConfig struct {
 	store     string   // of --store; empty means none
 	unready   bool     // not to wait until it is ready
 	wrap      []string // program that pier is started through, with its arguments
+	proxy     bool     // it is a forward proxy, too, on loopback; by default it is not
+	data      string   // its data directory; "": one of its own
 
 	// at is where it runs, with the default doors and peers; nil means on loopback, with doors of its own and alone.
 	at *netns.Place
@@ -34,8 +36,10 @@ type pierConfig struct {
 type pier struct {
 	*process
 	node, peer, metrics string
+	proxy               string // "": it is none
 	upstreamsFile       string
 	dir                 string       // its home and temporary directory
+	data                string       // its data directory
 	http                *http.Client // reaches its doors
 	start               func(t *testing.T)
 }
@@ -44,6 +48,9 @@ type pier struct {
 func startPier(t *testing.T, cfg pierConfig) *pier {
 	t.Helper()
 	p := &pier{dir: t.TempDir(), upstreamsFile: filepath.Join(t.TempDir(), "upstreams.yaml"), http: http.DefaultClient}
+	if p.data = cfg.data; p.data == "" {
+		p.data = filepath.Join(p.dir, "data")
+	}
 	if cfg.store == "" {
 		cfg.store = "none"
 	}
@@ -63,6 +70,16 @@ func startPier(t *testing.T, cfg pierConfig) *pier {
 		p.setUpstreams(t, cfg.upstreams)
 		args = append(args, "--upstreams", p.upstreamsFile)
 	}
+	switch {
+	case !cfg.proxy:
+		args = append(args, "--proxy-listen", "none")
+	case cfg.at == nil:
+		addr := freeAddr(t)
+		p.proxy = "http://" + addr
+		args = append(args, "--proxy-listen", addr)
+	default:
+		p.proxy = "http://127.0.0.1:3128"
+	}
 	args = append(args, cfg.args...)
 	p.start = func(t *testing.T) {
 		t.Helper()
@@ -70,7 +87,7 @@ func startPier(t *testing.T, cfg pierConfig) *pier {
 		cmd := start(line[0], line[1:]...)
 		// The last value of a variable counts; those of these tests mean nothing to pier.
 		cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PIER_") })
-		cmd.Env = append(cmd.Env, "HOME="+p.dir, "TMPDIR="+p.dir, "XDG_CACHE_HOME=", "DOCKER_CONFIG="+p.dir, "PIER_LOG_LEVEL=debug")
+		cmd.Env = append(cmd.Env, "HOME="+p.dir, "TMPDIR="+p.dir, "XDG_CACHE_HOME=", "DOCKER_CONFIG="+p.dir, "PIER_DATA_DIR="+p.data, "PIER_LOG_LEVEL=debug")
 		cmd.Env = append(cmd.Env, cfg.env...)
 		p.process = startProcess(t, "pier", cmd)
 		started := p.process

@@ -74,7 +74,7 @@ func TestBadUpstreamsFileIsRefusedAtStart(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "upstreams.yaml")
 	writeFile(t, file, "- name: registry.test\n  schema: http\n- name: 'no host'\n- name: b.test\n  tls: {cert: /nonexistent/c.pem}\n")
 	_, err := tryRun(t, nil, pierBinary, "serve", "--store", "none", "--listen", freeAddr(t), "--peer-listen", "",
-		"--metrics-listen", "", "--gossip-listen", "none", "--upstreams", file)
+		"--metrics-listen", "", "--gossip-listen", "none", "--proxy-listen", "none", "--upstreams", file)
 	if err == nil {
 		t.Fatal("pier started")
 	}
@@ -366,7 +366,7 @@ func TestAddressInUseIsSaidAtOnce(t *testing.T) {
 	t.Parallel()
 	p := startPier(t, pierConfig{})
 	_, err := tryRun(t, nil, pierBinary, "serve", "--store", "none", "--listen", p.nodeAddr(), "--peer-listen", "", "--metrics-listen", "",
-		"--gossip-listen", "none")
+		"--gossip-listen", "none", "--proxy-listen", "none")
 	if err == nil || !strings.Contains(err.Error(), p.nodeAddr()) {
 		t.Errorf("error %v, want one that names %s", err, p.nodeAddr())
 	}

@@ -58,7 +58,9 @@ type state struct {
 func setUpScript(env *testscript.Env) error {
 	env.Values["state"] = &state{}
 	env.Setenv("HOME", env.WorkDir+"/home")
-	env.Setenv("PIER_GOSSIP_LISTEN", "none") // scripts run at the same time: their nodes are no peers
+	env.Setenv("PIER_GOSSIP_LISTEN", "none") // scripts run at the same time: their nodes are no peers,
+	env.Setenv("PIER_PROXY_LISTEN", "none")  // and no proxies unless they say so
+	env.Setenv("PIER_DATA_DIR", env.WorkDir+"/data")
 	return os.Mkdir(env.WorkDir+"/home", 0o755)
 }
 

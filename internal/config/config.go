@@ -4,6 +4,7 @@ package config
 
 import (
 	"log/slog"
+	"net/netip"
 	"time"
 )
 
@@ -14,9 +15,18 @@ type Config struct {
 	PeerListen    string // host:port of the peer door, which serves what this node has; "" for none
 	MetricsListen string // host:port of metrics and health; "" for none
 
-	Stores           []string // runtime stores to serve from: StoreAuto, StoreContainerd, or StoreNone alone
+	ProxyListen string         // host:port of the forward proxy; "" for none
+	ProxyAllow  []netip.Prefix // clients of the proxy that are not on this machine
+	Intercept   []string       // patterns of the registries whose TLS the proxy answers; none: those that are known as registries
+
+	Stores           []string // runtime stores to serve from: StoreAuto, StoreContainerd, StoreDocker, or StoreNone alone
 	ContainerdSocket string   // "" means containerd's own default
 	ContainerdRoot   string   // containerd's root directory; "" means what containerd says, or its own default
+	DockerSocket     string   // "" means Docker's own default
+	DockerRoot       string   // Docker's data root as this process sees it; "" means what Docker says
+	LayerKeep        int64    // bytes of layers that are kept because Docker's classic store has lost them and nothing can make them again
+	RebuildCPU       int      // layers of Docker's classic store that are made again at once, each on a processor of its own; at least 1
+	DataDir          string   // what the node itself has to remember: its certificate authority, how layers are made again
 	CacheDir         string   // OCI image layout to keep content in; "" for none
 	CacheMaxBytes    int64    // bytes kept in CacheDir before eviction; 0 means no limit
 
@@ -59,8 +69,12 @@ const NodeVariable = "PIER_NODE"
 const (
 	StoreAuto       = "auto" // whichever are found on this node
 	StoreContainerd = "containerd"
+	StoreDocker     = "docker"
 	StoreNone       = "none"
 )
+
+// InterceptNone is the pattern of no registry.
+const InterceptNone = "none"
 
 // Forms of the log.
 const (

@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -40,12 +41,23 @@ func write(t *testing.T, name, content string) string {
 
 func defaults() config.Config {
 	return config.Config{
-		Listen: "127.0.0.1:5001", PeerListen: ":5000", MetricsListen: ":9090",
-		Stores: []string{config.StoreAuto}, DefaultRegistry: "docker.io",
+		Listen: "127.0.0.1:5001", PeerListen: ":5000", MetricsListen: ":9090", ProxyListen: "127.0.0.1:3128",
+		Stores: []string{config.StoreAuto}, LayerKeep: 1 << 30, RebuildCPU: 1, DataDir: dataDir(), DefaultRegistry: "docker.io",
 		PullTimeout: time.Minute, TagTTL: 30 * time.Second,
 		MDNS: true, GossipListen: ":7946", Cluster: "pier", PeerSlots: 16, Fetchers: 1,
 		LogLevel: slog.LevelInfo, LogFormat: config.FormatText,
 	}
+}
+
+// dataDir is where state is kept by default, by who runs the tests.
+func dataDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/pier"
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "pier")
+	}
+	return filepath.Join(os.Getenv("HOME"), ".local", "state", "pier")
 }
 
 func TestLoad(t *testing.T) {
@@ -69,6 +81,8 @@ func TestLoad(t *testing.T) {
 				"--tag-ttl=1ms", "--air-gapped", "--tls-cert=" + pem, "--tls-key=" + pem, "--tls-client-ca=" + pem,
 				"--peers=10.0.0.2,node3.lan:7000", "--peers=[fd00::4]:5000", "--peers-file=" + pem, "--peers-dns=_gossip._tcp.pier.svc.", "--mdns",
 				"--gossip-listen=10.0.0.1:4", "--advertise-addr=203.0.113.9:7947", "--cluster=site-2", "--cluster-key-file=" + pem, "--zone=rack/4",
+				"--proxy-listen=[::1]:5", "--proxy-allow=10.0.0.1/8", "--proxy-allow=fd00::/8,192.0.2.1", "--intercept=a.test,*.b.test",
+				"--docker-socket=/ds", "--docker-root=/dr", "--layer-keep=2GiB", "--rebuild-cpu=2", "--data-dir=/d",
 				"--peer-slots=1", "--peer-rate=10MB/s", "--upstream-rate=512KiB", "--fetchers=8",
 				"--log-level=DEBUG", "--log-format=json", "--pprof",
 			},
@@ -84,6 +98,8 @@ func TestLoad(t *testing.T) {
 				"PIER_PEERS=10.0.0.2, node3.lan:7000, [fd00::4]:5000", "PIER_PEERS_FILE=" + pem, "PIER_PEERS_DNS=_gossip._tcp.pier.svc.", "PIER_MDNS=1",
 				"PIER_GOSSIP_LISTEN=10.0.0.1:4", "PIER_ADVERTISE_ADDR=203.0.113.9:7947", "PIER_CLUSTER=site-2", "PIER_CLUSTER_KEY_FILE=" + pem,
 				"PIER_ZONE=rack/4", "PIER_PEER_SLOTS=1", "PIER_PEER_RATE=10000000", "PIER_UPSTREAM_RATE=512KiB/s", "PIER_FETCHERS=8",
+				"PIER_PROXY_LISTEN=[::1]:5", "PIER_PROXY_ALLOW=10.0.0.1/8,fd00::/8, 192.0.2.1", "PIER_INTERCEPT=a.test,*.b.test",
+				"PIER_DOCKER_SOCKET=/ds", "PIER_DOCKER_ROOT=/dr", "PIER_LAYER_KEEP=2147483648", "PIER_REBUILD_CPU=2", "PIER_DATA_DIR=/d",
 				"PIER_LOG_LEVEL=debug", "PIER_LOG_FORMAT=json", "PIER_PPROF=true",
 			},
 			want: everything(pem),
@@ -97,6 +113,14 @@ metrics-listen: 0.0.0.0:3
 store: [containerd, auto]
 containerd-socket: /s
 containerd-root: /r
+proxy-listen: "[::1]:5"
+proxy-allow: [10.0.0.1/8, "fd00::/8", 192.0.2.1]
+intercept: [a.test, "*.b.test"]
+docker-socket: /ds
+docker-root: /dr
+layer-keep: 2GiB
+rebuild-cpu: 2
+data-dir: /d
 cache-dir: /c
 cache-max-bytes: 1073741824
 upstreams: &pem ` + pem + `
@@ -193,6 +217,10 @@ func everything(pem string) func(*config.Config) {
 			DefaultRegistry: "registry.test:5000", AllowUpstream: []string{"*.lan", "10.0.0.0/8"}, PullTimeout: 90 * time.Second,
 			Peers: []string{"10.0.0.2", "node3.lan:7000", "[fd00::4]:5000"}, PeersFile: pem, PeersDNS: "_gossip._tcp.pier.svc.", MDNS: true,
 			GossipListen: "10.0.0.1:4", AdvertiseAddr: "203.0.113.9:7947", Cluster: "site-2", ClusterKeyFile: pem, Zone: "rack/4",
+			ProxyListen: "[::1]:5", Intercept: []string{"a.test", "*.b.test"}, ProxyAllow: []netip.Prefix{
+				netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8"), netip.MustParsePrefix("192.0.2.1/32"),
+			},
+			DockerSocket: "/ds", DockerRoot: "/dr", LayerKeep: 2 << 30, RebuildCPU: 2, DataDir: "/d",
 			PeerSlots: 1, PeerRate: 10e6, UpstreamRate: 512 << 10, Fetchers: 8,
 			TagTTL: time.Millisecond, AirGapped: true, TLSCert: pem, TLSKey: pem, TLSClientCA: pem,
 			LogLevel: slog.LevelDebug, LogFormat: config.FormatJSON, Pprof: true,

@@ -24,8 +24,8 @@ func TestFaults(t *testing.T) {
 			environ: []string{"PIER_CACHE_MAX_BYTES=10 apples", "PIER_LOG_LEVEL=loud"}, file: "pull-timeout: 60\nlog-format: xml\n",
 			want: []string{
 				`--tag-ttl: "5" is no duration: write a number and a unit, for example 30s or 5m`,
-				`--store: "crio": write auto, containerd or none`,
-				`--store: "disk": write auto, containerd or none`,
+				`--store: "crio": write auto, containerd, docker or none`,
+				`--store: "disk": write auto, containerd, docker or none`,
 				`--air-gapped: "maybe": write true or false`,
 				`PIER_CACHE_MAX_BYTES: "10 apples" is no size: write a whole number of bytes, or one with a unit, for example 500MB or 10GiB`,
 				`FILE:2: log-format: "xml": write text or json`,
@@ -117,13 +117,34 @@ func TestFaults(t *testing.T) {
 			want: []string{`store: none cannot be combined with others: remove it, or them`},
 		},
 		{
-			name: "no store", file: "store: []", want: []string{`store: give at least one of auto, containerd and none`},
+			name: "no store", file: "store: []", want: []string{`store: give at least one of auto, containerd, docker and none`},
 		},
 		{
 			name: "containerd left out", args: []string{"--store=none,none", "--containerd-root=/r", "--containerd-socket=/s"},
 			want: []string{
 				`containerd-socket is given but store leaves containerd out: add containerd to store, or remove containerd-socket`,
 				`containerd-root is given but store leaves containerd out: add containerd to store, or remove containerd-root`,
+			},
+		},
+		{
+			name: "docker left out", args: []string{"--store=containerd", "--docker-root=/r"},
+			want: []string{"docker-root is given but store leaves docker out: add docker to store, or remove docker-root"},
+		},
+		{
+			name: "the proxy", args: []string{"--proxy-allow=10.0.0.0/33", "--intercept=none,a.test", "--intercept=https://b.test", "--rebuild-cpu=0", "--data-dir="},
+			want: []string{
+				`--proxy-allow: "10.0.0.0/33" is no network: write one with its length, for example 10.0.0.0/8 or fd00::/8`,
+				"rebuild-cpu: 0: write a number of at least 1",
+				"data-dir: name a directory",
+				"intercept: none cannot be combined with patterns: remove it, or them",
+				`intercept: "https://b.test" is a URL: leave out its scheme`,
+			},
+		},
+		{
+			name: "no proxy", args: []string{"--proxy-listen=none", "--proxy-allow=10.0.0.0/8", "--intercept=a.test"},
+			want: []string{
+				"proxy-allow lets nobody in without a proxy: give proxy-listen too",
+				"intercept does nothing without a proxy: give proxy-listen too",
 			},
 		},
 		{

@@ -77,6 +77,8 @@ func (l *Loader) keys(mapping *yaml.Node) map[string]*yaml.Node {
 // setNode sets a flag's value to what the file says.
 func setNode(value *patient, node *yaml.Node) error {
 	_, many := value.Value.(*list)
+	_, networks := value.Value.(*prefixes)
+	many = many || networks
 	if node.Kind != yaml.SequenceNode || !many {
 		return setScalar(value, node)
 	}

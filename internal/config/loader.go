@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -48,11 +49,11 @@ func (l *Loader) declare() {
 	address(&c.PeerListen, "peer-listen", ":5000", "peer door, for other nodes: `address` to serve what this node has; none to close it")
 	address(&c.MetricsListen, "metrics-listen", ":9090", "`address` of /metrics, /healthz and /readyz; none to close it")
 
-	c.Stores = []string{StoreAuto}
-	f.Var(&list{p: &c.Stores, allowed: []string{StoreAuto, StoreContainerd, StoreNone}}, "store",
-		"runtime `store` to serve from: auto, containerd or none (repeatable)")
-	path(&c.ContainerdSocket, "containerd-socket", "`path` of containerd's socket (default containerd's own)")
-	path(&c.ContainerdRoot, "containerd-root", "`path` of containerd's root directory (default what containerd says)")
+	address(&c.ProxyListen, "proxy-listen", "127.0.0.1:3128", "forward proxy, for HTTP_PROXY and HTTPS_PROXY: `address` to serve what this node can get, and pass on the rest; none to close it")
+	f.Var((*prefixes)(&c.ProxyAllow), "proxy-allow", "let clients of this `network` use the proxy, for example 10.0.0.0/8, beside those of this machine (repeatable)")
+	f.Var(&list{p: &c.Intercept}, "intercept", "answer TLS of registries of this `pattern` in the proxy, for example registry.example.com or *.example.com, and of no others; none for no TLS at all (repeatable; default the public registries, those that --upstreams lists, and those seen to be registries)")
+
+	l.declareStores()
 	path(&c.CacheDir, "cache-dir", "keep what was pulled in this `directory`, an OCI image layout")
 	f.Var((*size)(&c.CacheMaxBytes), "cache-max-bytes", "evict the least recently used images above this `size`, for example 10GiB; 0 for no limit")
 
@@ -73,6 +74,38 @@ func (l *Loader) declare() {
 	c.LogFormat = FormatText
 	f.Var(&choice{&c.LogFormat, []string{FormatText, FormatJSON}}, "log-format", "`format` of the log: text or json")
 	f.BoolVar(&c.Pprof, "pprof", false, "serve profiles under /debug/pprof/ of the metrics address")
+}
+
+// declareStores declares what concerns the runtimes of this node.
+func (l *Loader) declareStores() {
+	c, f := &l.config, l.flags
+	path := func(p *string, name, usage string) { f.StringVar(p, name, "", usage) }
+	c.Stores = []string{StoreAuto}
+	f.Var(&list{p: &c.Stores, allowed: []string{StoreAuto, StoreContainerd, StoreDocker, StoreNone}}, "store",
+		"runtime `store` to serve from: auto, containerd, docker or none (repeatable)")
+	path(&c.ContainerdSocket, "containerd-socket", "`path` of containerd's socket (default containerd's own)")
+	path(&c.ContainerdRoot, "containerd-root", "`path` of containerd's root directory (default what containerd says)")
+	path(&c.DockerSocket, "docker-socket", "`path` of Docker's socket (default Docker's own)")
+	path(&c.DockerRoot, "docker-root", "`path` of Docker's data root (default what Docker says)")
+	c.LayerKeep = 1 << 30
+	f.Var((*size)(&c.LayerKeep), "layer-keep", "keep up to this `size` of layers that Docker's classic store has unpacked and nothing can pack again as they were; 0 for none")
+	f.IntVar(&c.RebuildCPU, "rebuild-cpu", 1, "make at most this `number` of layers of Docker's classic store again at once, each on a processor of its own")
+	f.StringVar(&c.DataDir, "data-dir", defaultDataDir(), "`directory` of what this node has to remember: its certificate authority, how layers are made again")
+}
+
+// defaultDataDir is where the system keeps the state of services, or, for who is not root, where a user's own is kept (the XDG
+// base directory specification).
+func defaultDataDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/pier"
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "pier")
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		return filepath.Join(home, ".local", "state", "pier")
+	}
+	return "/var/lib/pier"
 }
 
 // declarePeers declares what concerns other nodes.

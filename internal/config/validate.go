@@ -16,6 +16,7 @@ import (
 func (c *Config) validate(f *faults) {
 	c.validateDoors(f)
 	c.validateStores(f)
+	c.validateProxy(f)
 	c.validateUpstreams(f)
 	c.validatePeers(f)
 	c.validateTLS(f)
@@ -40,7 +41,7 @@ func (c *Config) validateDoors(f *faults) {
 	}
 	var doors []door
 	for _, d := range []struct{ name, address string }{
-		{"listen", c.Listen}, {"peer-listen", c.PeerListen}, {"metrics-listen", c.MetricsListen}, {"gossip-listen", c.GossipListen},
+		{"listen", c.Listen}, {"peer-listen", c.PeerListen}, {"proxy-listen", c.ProxyListen}, {"metrics-listen", c.MetricsListen}, {"gossip-listen", c.GossipListen},
 	} {
 		if d.address == "" {
 			continue
@@ -98,19 +99,40 @@ func (d door) covers(other door) bool {
 
 func (c *Config) validateStores(f *faults) {
 	if len(c.Stores) == 0 {
-		f.add([]string{"store"}, "store: give at least one of auto, containerd and none")
+		f.add([]string{"store"}, "store: give at least one of auto, containerd, docker and none")
 	}
 	if slices.Contains(c.Stores, StoreNone) && len(slices.Compact(slices.Sorted(slices.Values(c.Stores)))) > 1 {
 		f.add([]string{"store"}, "store: none cannot be combined with others: remove it, or them")
 	}
-	if slices.Contains(c.Stores, StoreAuto) || slices.Contains(c.Stores, StoreContainerd) {
-		return
+	if c.RebuildCPU < 1 {
+		f.add([]string{"rebuild-cpu"}, "rebuild-cpu: %d: write a number of at least 1", c.RebuildCPU)
 	}
-	for _, s := range []struct{ name, path string }{
-		{"containerd-socket", c.ContainerdSocket}, {"containerd-root", c.ContainerdRoot},
+	for _, s := range []struct{ store, name, path string }{
+		{StoreContainerd, "containerd-socket", c.ContainerdSocket}, {StoreContainerd, "containerd-root", c.ContainerdRoot},
+		{StoreDocker, "docker-socket", c.DockerSocket}, {StoreDocker, "docker-root", c.DockerRoot},
 	} {
-		if s.path != "" {
-			f.add([]string{"store", s.name}, "%s is given but store leaves containerd out: add containerd to store, or remove %[1]s", s.name)
+		if s.path != "" && !slices.Contains(c.Stores, StoreAuto) && !slices.Contains(c.Stores, s.store) {
+			f.add([]string{"store", s.name}, "%s is given but store leaves %s out: add %[2]s to store, or remove %[1]s", s.name, s.store)
+		}
+	}
+}
+
+func (c *Config) validateProxy(f *faults) {
+	if c.DataDir == "" {
+		f.add([]string{"data-dir"}, "data-dir: name a directory")
+	}
+	if len(c.ProxyAllow) > 0 && c.ProxyListen == "" {
+		f.add([]string{"proxy-allow", "proxy-listen"}, "proxy-allow lets nobody in without a proxy: give proxy-listen too")
+	}
+	if len(c.Intercept) > 0 && c.ProxyListen == "" {
+		f.add([]string{"intercept", "proxy-listen"}, "intercept does nothing without a proxy: give proxy-listen too")
+	}
+	if slices.Contains(c.Intercept, InterceptNone) && len(c.Intercept) > 1 {
+		f.add([]string{"intercept"}, "intercept: none cannot be combined with patterns: remove it, or them")
+	}
+	for _, pattern := range c.Intercept {
+		if strings.Contains(pattern, "://") {
+			f.add([]string{"intercept"}, "intercept: %.80q is a URL: leave out its scheme", pattern)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,6 +100,38 @@ func (l *list) Set(text string) error {
 			errs = append(errs, noneOf(word, l.allowed))
 		default:
 			*l.p = append(*l.p, word)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// prefixes are networks, given one by one or with commas between.
+type prefixes []netip.Prefix
+
+func (p *prefixes) Type() string { return "networks" }
+
+func (p *prefixes) String() string {
+	words := make([]string, len(*p))
+	for i, prefix := range *p {
+		words[i] = prefix.String()
+	}
+	return strings.Join(words, ",")
+}
+
+func (p *prefixes) Set(text string) error {
+	var errs []error
+	for word := range strings.SplitSeq(text, ",") {
+		word = strings.TrimSpace(word)
+		prefix, err := netip.ParsePrefix(word)
+		if addr, aerr := netip.ParseAddr(word); aerr == nil {
+			prefix, err = addr.Prefix(addr.BitLen())
+		}
+		switch {
+		case word == "":
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%q is no network: write one with its length, for example 10.0.0.0/8 or fd00::/8", word))
+		default:
+			*p = append(*p, prefix.Masked())
 		}
 	}
 	return errors.Join(errs...)

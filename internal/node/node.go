@@ -23,7 +23,6 @@ import (
 	"pier/internal/cache"
 	"pier/internal/chain"
 	"pier/internal/config"
-	"pier/internal/containerd"
 	"pier/internal/oci"
 	"pier/internal/registry"
 	"pier/internal/transfer"
@@ -39,13 +38,16 @@ type Node struct {
 	metrics *metrics.Set
 	started time.Time
 
-	runtime   *containerd.Store    // nil without a runtime
+	stores    stores
+	forward   forward
 	cache     *cache.Cache         // nil without a cache
 	upstreams *upstream.Registries // nil if air-gapped
 	engine    *transfer.Engine
 	peers     peers
-	local     oci.Source // what this node has, and what its runtime is receiving
-	full      oci.Source // what this node can get
+	local     oci.Source   // what this node has, and what its runtime is receiving
+	whole     chain.Chain  // what it has, but for what it has to make
+	made      chain.Holder // what it has to make; nil: nothing
+	full      oci.Source   // what this node can get
 	watched   []watched
 
 	hangup  chan os.Signal // SIGHUP
@@ -70,7 +72,10 @@ func New(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 
 // open builds what the configuration names, and wires it.
 func (n *Node) open(ctx context.Context) error {
-	if err := errors.Join(n.openRuntime(ctx), n.openCache(), n.openUpstreams()); err != nil {
+	if err := errors.Join(n.openStores(ctx), n.openCache(), n.openUpstreams()); err != nil {
+		return err
+	}
+	if err := n.openDocker(ctx); err != nil {
 		return err
 	}
 	return n.wire()
@@ -78,22 +83,33 @@ func (n *Node) open(ctx context.Context) error {
 
 // wire is the whole of how content flows through a node.
 func (n *Node) wire() error {
-	nothing := chain.First(n.log)
-	var runtime, ingest, disk oci.Source = nothing, nothing, nothing
-	var record chain.Recorder
 	engine := transfer.Config{Dir: spoolDir(), Max: n.cfg.CacheMaxBytes, Timeout: n.cfg.PullTimeout, Log: n.log, Metrics: n.metrics}
-	if n.runtime != nil {
-		runtime, ingest = chain.Once(n.log, "containerd", n.runtime), chain.Verified(n.runtime.Ingest())
+	found := n.held() // on disk, by others: proven when it is first served
+	var proven []oci.Source
+	var made oci.Source = chain.First(n.log)
+	if d := n.stores.docker; d != nil {
+		engine.Spool = d.Spool()
+		found = append(found, chain.Once(n.log, "docker", d.Kept()))
+		proven = []oci.Source{d.Configs(), d.Arrived()}
+		n.made = d.Rebuilt().(chain.Holder)
+		made = making{n.stores.rebuilds, n.made, d}
 	}
+	var record chain.Recorder
 	if n.cache != nil {
-		disk, record = chain.Once(n.log, "cache", n.cache), n.cache
+		disk := chain.Once(n.log, "cache", n.cache)
+		found, record = append(found, disk), n.cache
 		engine.Store = kept{n.cache, disk}
+		if engine.Spool != nil {
+			engine.Store = kept{engine.Spool, disk}
+		}
 	}
+	ingest := n.receiving()
 	var registries oci.Source // stays nil if air-gapped
 	if n.upstreams != nil {
 		registries = n.upstreams
 	}
-	local := chain.First(n.log, runtime, disk) // what this node has
+	n.whole = chain.First(n.log, slices.Concat(found, proven)...)
+	local := chain.First(n.log, n.whole, made) // what this node has
 	n.local = chain.First(n.log, local, ingest)
 	elsewhere, err := n.openPeers(registries) // what other nodes and registries have
 	if err != nil {
@@ -103,7 +119,7 @@ func (n *Node) wire() error {
 	n.engine = transfer.New(engine)
 
 	// What this node has, proven before a byte of it goes to another, and what is on its way to it.
-	offered := chain.First(n.log, chain.Proved(runtime), chain.Proved(disk), n.engine.InFlight(), ingest)
+	offered := chain.First(n.log, chain.Proved(chain.First(n.log, found...)), chain.First(n.log, proven...), n.engine.InFlight(), made, ingest)
 	here := chain.First(n.log, local, n.engine.InFlight(), ingest)
 	n.full = chain.Fresh(chain.FreshConfig{ // what this node can get
 		Content:   chain.First(n.log, chain.Resume(n.log, n.local, n.engine), n.engine),
@@ -125,10 +141,16 @@ func (n *Node) wire() error {
 	if err != nil {
 		return err
 	}
+	if err := n.openProxy(handler); err != nil {
+		return err
+	}
 	n.doors = []*door{
 		{name: "node", addr: n.cfg.Listen, tls: nodeTLS, handler: n.counted(registry.New(node))},
 		{name: "peer", addr: n.cfg.PeerListen, tls: n.peers.server, handler: n.counted(registry.New(peer))},
 		{name: "metrics", addr: n.cfg.MetricsListen, handler: n.metricsHandler()},
+	}
+	if n.forward.proxy != nil {
+		n.doors = append(n.doors, &door{name: "proxy", addr: n.cfg.ProxyListen, handler: n.counted(n.forward.proxy), drain: n.forward.proxy.Shutdown})
 	}
 	n.doors = slices.DeleteFunc(n.doors, func(d *door) bool { return d.addr == "" })
 	return nil
@@ -156,36 +178,6 @@ type kept struct {
 type listed struct {
 	oci.Source
 	oci.Lister
-}
-
-func (n *Node) openRuntime(ctx context.Context) error {
-	if slices.Contains(n.cfg.Stores, config.StoreNone) {
-		return nil
-	}
-	cfg := containerd.Config{Socket: n.cfg.ContainerdSocket, Root: n.cfg.ContainerdRoot, Log: n.log}
-	if asked := slices.Contains(n.cfg.Stores, config.StoreContainerd) || cfg.Socket != ""; !asked && !n.detect(ctx) {
-		if n.cfg.CacheDir == "" {
-			n.cfg.CacheDir = ownCacheDir()
-			n.log.InfoContext(ctx, "no container runtime found: keeping images in a cache directory of its own", "dir", n.cfg.CacheDir)
-		}
-		return nil
-	}
-	store, err := containerd.Open(ctx, cfg)
-	n.runtime = store
-	return err
-}
-
-// detect reports whether there is a runtime that this process may use.
-func (n *Node) detect(ctx context.Context) bool {
-	found, ok := containerd.Detect()
-	if !ok {
-		return false
-	}
-	if err := unix.Access(found.Socket, unix.R_OK|unix.W_OK); err != nil {
-		n.log.WarnContext(ctx, "containerd is here, but this user may not use its socket; run as root, or as a user who may", "socket", found.Socket, "err", err)
-		return false
-	}
-	return true
 }
 
 // ownCacheDir is where a node keeps images when there is neither a runtime nor a configured directory.
@@ -225,7 +217,7 @@ func (n *Node) openUpstreams() error {
 	}
 	n.upstreams, err = upstream.New(upstream.Config{
 		Upstreams: list, Allow: n.cfg.AllowUpstream, Timeout: n.cfg.PullTimeout,
-		UserAgent: "pier/" + n.version, Name: n.name, Log: n.log, Metrics: n.metrics,
+		UserAgent: "pier/" + n.version, Name: n.name, OwnProxy: n.cfg.ProxyListen, Log: n.log, Metrics: n.metrics,
 	})
 	if err != nil || n.cfg.Upstreams == "" {
 		return err
@@ -235,7 +227,10 @@ func (n *Node) openUpstreams() error {
 		if err != nil {
 			return err
 		}
-		return n.upstreams.Reload(list)
+		if n.forward.gate != nil {
+			err = n.forward.gate.Reload(list)
+		}
+		return errors.Join(err, n.upstreams.Reload(list))
 	})
 	return nil
 }
@@ -253,6 +248,7 @@ func (n *Node) release(ctx context.Context) error {
 	if n.engine != nil {
 		errs = append(errs, n.engine.Close(ctx))
 	}
+	errs = append(errs, n.stores.close(ctx))
 	if n.peers.source != nil {
 		n.peers.source.Close()
 		n.peers.directory.Close()

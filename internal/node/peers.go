@@ -37,9 +37,9 @@ type peers struct {
 
 	mu     sync.RWMutex // guards all below
 	byID   map[directory.ID]member.Member
-	held   map[directory.Key]oci.Reference // announced, with what it stands for
-	told   PeersInfo                       // answered last,
-	toldAt time.Time                       // then
+	held   map[directory.Key]holding // announced
+	told   PeersInfo                 // answered last,
+	toldAt time.Time                 // then
 }
 
 // openPeers builds what this node asks other nodes with, and looks for in the end at registries. Without peers that is the
@@ -59,7 +59,7 @@ func (n *Node) openPeers(registries oci.Source) (oci.Source, error) {
 	n.peers.source = peer.New(peer.Config{
 		Upstream: registries, Directory: n.peers.directory, Find: n.find, Zone: n.cfg.Zone, TLS: n.peers.client,
 		Doorless: n.cfg.PeerListen == "",
-		Fetchers: n.cfg.Fetchers, Runtime: n.runtime != nil, Knows: n.knows, Local: n.local, Log: n.log, Metrics: n.metrics,
+		Fetchers: n.cfg.Fetchers, Runtime: n.stores.has(), Knows: n.knows, Local: n.local, Log: n.log, Metrics: n.metrics,
 	})
 	return n.peers.source, nil
 }
@@ -216,17 +216,16 @@ const (
 
 // announce tells the directory what this node holds, until ctx ends.
 func (n *Node) announce(ctx context.Context) error {
-	holder, ok := n.local.(chain.Holder)
-	if !ok || n.doorPort("peer") == 0 {
+	if n.doorPort("peer") == 0 {
 		return nil // nobody could ask for it
 	}
 	tick := time.NewTicker(announceEvery)
 	defer tick.Stop()
 	var seen, listed time.Time
 	for {
-		if changed := holder.Changed(); !changed.Equal(seen) || time.Since(listed) > listEvery {
+		if changed := n.holdingsChanged(); !changed.Equal(seen) || time.Since(listed) > listEvery {
 			seen, listed = changed, time.Now()
-			n.hold(ctx, holder)
+			n.hold(ctx)
 		}
 		select {
 		case <-tick.C:
@@ -236,28 +235,53 @@ func (n *Node) announce(ctx context.Context) error {
 	}
 }
 
+func (n *Node) holdingsChanged() time.Time {
+	changed := n.whole.Changed()
+	if n.made != nil && n.made.Changed().After(changed) {
+		return n.made.Changed()
+	}
+	return changed
+}
+
+// A holding is what this node has announced of a key.
+type holding struct {
+	ref  oci.Reference
+	late bool // it has to be made first
+}
+
 // hold announces what is held by now, and was not before, and the reverse.
-func (n *Node) hold(ctx context.Context, holder chain.Holder) {
-	digests, err := holder.Holdings()
-	if err != nil {
-		n.log.WarnContext(ctx, "what this node holds cannot be listed in full; others are not told of the rest", "err", err)
+func (n *Node) hold(ctx context.Context) {
+	held := make(map[directory.Key]holding)
+	add := func(holder chain.Holder, late bool) {
+		digests, err := holder.Holdings()
+		if err != nil {
+			n.log.WarnContext(ctx, "what this node holds cannot be listed in full; others are not told of the rest", "err", err)
+		}
+		for _, d := range digests {
+			ref := oci.Reference{Kind: oci.Blob, Digest: d}
+			held[directory.KeyOf(ref)] = holding{ref, late}
+		}
 	}
-	held := make(map[directory.Key]oci.Reference, len(digests))
-	for _, d := range digests {
-		ref := oci.Reference{Kind: oci.Blob, Digest: d}
-		held[directory.KeyOf(ref)] = ref
+	if n.made != nil {
+		add(n.made, true)
 	}
-	for _, ref := range holder.Names() {
+	add(n.whole, false) // whatever of that is ready, too
+	for _, ref := range n.whole.Names() {
 		ref.Digest = ""
-		held[directory.KeyOf(ref)] = ref
+		held[directory.KeyOf(ref)] = holding{ref: ref}
 	}
 	n.peers.mu.Lock()
 	before := n.peers.held
 	n.peers.held = held
 	n.peers.mu.Unlock()
-	var have, lost []directory.Key
-	for key := range held {
-		if _, ok := before[key]; !ok {
+	var have, late, lost []directory.Key
+	for key, h := range held {
+		if old, ok := before[key]; ok && old.late == h.late {
+			continue
+		}
+		if h.late {
+			late = append(late, key)
+		} else {
 			have = append(have, key)
 		}
 	}
@@ -267,14 +291,15 @@ func (n *Node) hold(ctx context.Context, holder chain.Holder) {
 		}
 	}
 	n.peers.directory.Hold(have, lost)
+	n.peers.directory.HoldLate(late)
 }
 
 // blobs is how many digests this node holds.
 func (n *Node) blobs() (count int64) {
 	n.peers.mu.RLock()
 	defer n.peers.mu.RUnlock()
-	for _, ref := range n.peers.held {
-		if ref.Digest != "" {
+	for _, h := range n.peers.held {
+		if h.ref.Digest != "" {
 			count++
 		}
 	}
@@ -284,9 +309,9 @@ func (n *Node) blobs() (count int64) {
 // doubted takes the word of another node that it got wrong content from this one.
 func (n *Node) doubted(key directory.Key) {
 	n.peers.mu.RLock()
-	ref, ok := n.peers.held[key]
+	h, ok := n.peers.held[key]
 	n.peers.mu.RUnlock()
-	if d, can := n.local.(chain.Doubter); ok && can && ref.Digest != "" {
-		d.Doubt(ref)
+	if d, can := n.local.(chain.Doubter); ok && can && h.ref.Digest != "" {
+		d.Doubt(h.ref)
 	}
 }

@@ -220,6 +220,13 @@ func TestLocatePart(t *testing.T) {
 		t.Errorf("an image of 258 parts: %d, %q, %v", len(many.Content), many.Partial, err)
 	}
 
+	eventually(t, "the manifest is kept", func() string { // its reader had it before the disk did
+		if _, err := n.cache.Resolve(t.Context(), oci.Reference{Kind: oci.Manifest, Digest: manifest}); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+
 	index := v1.Index{MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{{MediaType: v1.MediaTypeImageManifest, Digest: ocitest.Absent, Size: 1}}}
 	index.SchemaVersion = 2
 	ref := oci.Reference{Registry: "docker.io", Repository: "team/index", Tag: "v1"}

@@ -29,6 +29,7 @@ type door struct {
 	addr    string
 	tls     *tls.Config // nil: plain
 	handler http.Handler
+	drain   func(context.Context) // ends what the handler took over from the server; nil: nothing
 
 	listener net.Listener
 	server   *http.Server
@@ -79,9 +80,14 @@ func (d *door) serve(context.Context) error {
 // close drains the door until ctx ends, then cuts what is left.
 func (d *door) close(ctx context.Context) {
 	_ = d.listener.Close() // in case it never served; else Shutdown does it again
+	var rest sync.WaitGroup
+	if d.drain != nil {
+		rest.Go(func() { d.drain(ctx) })
+	}
 	if d.server.Shutdown(ctx) != nil {
 		_ = d.server.Close() // of connections that are to be cut
 	}
+	rest.Wait()
 }
 
 // Run serves until ctx ends, and then drains and releases everything. SIGHUP reads the files of the configuration again
@@ -107,8 +113,11 @@ func (n *Node) Run(ctx context.Context) error {
 	for _, d := range n.doors {
 		work(d.serve)
 	}
-	if n.runtime != nil {
-		work(n.runtime.Run)
+	for _, store := range n.stores.containerds {
+		work(store.Run)
+	}
+	if n.stores.docker != nil {
+		work(n.stores.docker.Run)
 	}
 	if n.peers.group != nil {
 		work(n.peers.group.Run)
@@ -144,7 +153,7 @@ func (n *Node) ready(ctx context.Context) {
 	if n.peers.group != nil && n.peers.server == nil {
 		n.log.WarnContext(ctx, "no cluster key: whoever is on this network can read what this node has, and answer for other nodes; see --cluster-key-file")
 	}
-	n.log.InfoContext(ctx, "serving", "version", n.version, "cache", n.cfg.CacheDir, "runtime", n.runtimeName(), "air_gapped", n.cfg.AirGapped)
+	n.log.InfoContext(ctx, "serving", "version", n.version, "cache", n.cfg.CacheDir, "runtime", n.runtimeNames(), "air_gapped", n.cfg.AirGapped)
 	notify("READY=1")
 }
 

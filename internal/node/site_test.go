@@ -30,6 +30,7 @@ type site struct {
 	t         *testing.T
 	content   ocitest.Memory // of the registry
 	asked     atomic.Int64   // requests that the registry was sent
+	gone      atomic.Bool    // it answers none
 	host      string         // the registry's
 	upstreams string         // file that lists it
 
@@ -43,6 +44,9 @@ func newSite(t *testing.T) *site {
 	handler := registry.New(registry.Config{Source: throttled{&s.content, s}})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.asked.Add(1)
+		if s.gone.Load() {
+			panic(http.ErrAbortHandler)
+		}
 		handler.ServeHTTP(w, r)
 	}))
 	t.Cleanup(srv.Close)

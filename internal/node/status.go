@@ -3,13 +3,14 @@ package node
 import (
 	"fmt"
 	"net/http"
-	"net/http/pprof"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
 
 	"pier/internal/chain"
+	"pier/internal/docker"
 	"pier/internal/registry"
 )
 
@@ -25,16 +26,16 @@ func (n *Node) measure() {
 	})
 	n.metrics.NewGauge("pier_saved_bytes", n.saved)
 	n.metrics.NewGauge(`pier_quarantines_total{copy="own"}`, func() float64 { return float64(chain.Damaged(n.local)) })
-	if n.runtime != nil {
-		n.metrics.NewGauge(`pier_runtime_images{runtime="containerd"}`, func() float64 { return float64(n.runtime.Images()) })
+	for _, r := range n.runtimes() {
+		n.metrics.NewGauge(fmt.Sprintf("pier_runtime_images{runtime=%q}", r.Name), func() float64 { return float64(n.images(r.Name)) })
 	}
 }
 
 // saved is how many bytes clients and peers got that did not cross the link to an upstream.
 func (n *Node) saved() float64 {
 	var served uint64
-	for _, door := range []string{"node", "peer"} {
-		for _, source := range []string{"containerd", "cache", "peer", "upstream"} {
+	for _, door := range []string{"node", "peer", "proxy"} {
+		for _, source := range []string{"containerd", "docker", "cache", "peer", "upstream"} {
 			served += n.metrics.GetOrCreateCounter(fmt.Sprintf("pier_served_bytes_total{door=%q,source=%q}", door, source)).Get()
 		}
 	}
@@ -44,17 +45,46 @@ func (n *Node) saved() float64 {
 
 // unready says why the node could not serve yet, or "".
 func (n *Node) unready() string {
-	if n.runtime != nil && !n.runtime.Ready() {
-		return "containerd has not answered yet"
+	for _, store := range n.stores.containerds {
+		if !store.Ready() {
+			return "containerd has not answered yet"
+		}
 	}
 	return ""
 }
 
-func (n *Node) runtimeName() string {
-	if n.runtime == nil {
+// runtimes tells of the runtimes of this node, each name once.
+func (n *Node) runtimes() (list []runtimeInfo) {
+	if stores := n.stores.containerds; len(stores) > 0 {
+		list = append(list, runtimeInfo{Name: "containerd", Version: stores[0].Version(), Images: n.images("containerd")})
+	}
+	if n.stores.docker != nil {
+		layers := n.stores.docker.Layers()
+		list = append(list, runtimeInfo{Name: "docker", Images: n.images("docker"), Layers: &layers})
+	}
+	return list
+}
+
+// images is how many images the runtimes of a name have.
+func (n *Node) images(runtime string) (count int) {
+	if runtime == "docker" {
+		return n.stores.docker.Images()
+	}
+	for _, store := range n.stores.containerds {
+		count += store.Images()
+	}
+	return count
+}
+
+func (n *Node) runtimeNames() string {
+	var names []string
+	for _, r := range n.runtimes() {
+		names = append(names, r.Name)
+	}
+	if len(names) == 0 {
 		return "none"
 	}
-	return "containerd"
+	return strings.Join(names, ",")
 }
 
 func (n *Node) metricsHandler() http.Handler {
@@ -75,9 +105,7 @@ func (n *Node) metricsHandler() http.Handler {
 	api := registry.New(registry.Config{Source: chain.First(n.log), API: n.api("metrics"), Door: "metrics", Log: n.log})
 	mux.Handle("GET /api/v1/", api)
 	if n.cfg.Pprof {
-		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+		profiles(mux)
 	}
 	return mux
 }
@@ -85,17 +113,17 @@ func (n *Node) metricsHandler() http.Handler {
 // info is what /api/v1/node answers.
 func (n *Node) info() any {
 	info := struct {
-		Name      string       `json:"name"` // host:port of its gossip; empty without peers
-		Host      string       `json:"host"`
-		Zone      string       `json:"zone"`
-		Gossip    uint16       `json:"gossip_port,omitempty"`
-		Version   string       `json:"version"`
-		Uptime    int64        `json:"uptime_seconds"`
-		Ready     bool         `json:"ready"`
-		AirGapped bool         `json:"air_gapped"`
-		Runtime   *runtimeInfo `json:"runtime,omitempty"`
-		Cache     *cacheInfo   `json:"cache,omitempty"`
-		Blobs     int64        `json:"blobs"` // manifests and blobs held, by runtime and cache together
+		Name      string        `json:"name"` // host:port of its gossip; empty without peers
+		Host      string        `json:"host"`
+		Zone      string        `json:"zone"`
+		Gossip    uint16        `json:"gossip_port,omitempty"`
+		Version   string        `json:"version"`
+		Uptime    int64         `json:"uptime_seconds"`
+		Ready     bool          `json:"ready"`
+		AirGapped bool          `json:"air_gapped"`
+		Runtimes  []runtimeInfo `json:"runtimes,omitempty"`
+		Cache     *cacheInfo    `json:"cache,omitempty"`
+		Blobs     int64         `json:"blobs"` // manifests and blobs held, by runtime and cache together
 	}{
 		Blobs: n.blobs(), Host: hostname(), Zone: n.cfg.Zone,
 		Version: n.version, Uptime: int64(time.Since(n.started).Seconds()), Ready: n.unready() == "", AirGapped: n.cfg.AirGapped,
@@ -104,8 +132,8 @@ func (n *Node) info() any {
 		self := n.peers.group.Self()
 		info.Name, info.Gossip = self.Name, self.Gossip
 	}
-	if n.runtime != nil {
-		info.Runtime = &runtimeInfo{Name: "containerd", Version: n.runtime.Version(), Images: n.runtime.Images()}
+	if list := n.runtimes(); len(list) > 0 {
+		info.Runtimes = list
 	}
 	if n.cache != nil {
 		bytes, blobs := n.cache.Size()
@@ -116,8 +144,10 @@ func (n *Node) info() any {
 
 type runtimeInfo struct {
 	Name    string `json:"name"`
-	Version string `json:"version"`
+	Version string `json:"version,omitempty"`
 	Images  int    `json:"images"`
+
+	Layers *docker.Layers `json:"layers,omitempty"` // of Docker's classic store
 }
 
 type cacheInfo struct {
