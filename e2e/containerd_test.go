@@ -20,7 +20,7 @@ import (
 type containerd struct {
 	*process
 	ctr    string   // the client of the same version
-	wrap   []string // programs that both are started through
+	wrap   []string // programs that the client is started through
 	root   string
 	socket string
 	start  func(t *testing.T)
@@ -37,8 +37,8 @@ func eachContainerd(t *testing.T, test func(t *testing.T, c *containerd)) {
 }
 
 // startContainerd starts the containerd in toolsDir/version, without the parts that run containers, at a place of a site or,
-// if that is nil, on the machine.
-func startContainerd(t *testing.T, version string, at *netns.Place) *containerd {
+// if that is nil, on the machine. It and its client are given env.
+func startContainerd(t *testing.T, version string, at *netns.Place, env ...string) *containerd {
 	t.Helper()
 	return startContainerdWith(t, version, at, `version = 2
 disabled_plugins = [
@@ -46,7 +46,7 @@ disabled_plugins = [
   "io.containerd.nri.v1.nri", "io.containerd.internal.v1.restart", "io.containerd.internal.v1.tracing",
   "io.containerd.tracing.processor.v1.otlp",
 ]
-`)
+`, env...)
 }
 
 // startCRI starts a containerd as Kubernetes has it, with the registry configuration that docs/containerd.md shows.
@@ -66,7 +66,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 }
 
 // startContainerdWith starts a containerd whose configuration begins with head.
-func startContainerdWith(t *testing.T, version string, at *netns.Place, head string) *containerd {
+func startContainerdWith(t *testing.T, version string, at *netns.Place, head string, env ...string) *containerd {
 	t.Helper()
 	// A socket's path is at most 107 bytes long, and t.TempDir holds the name of the test.
 	dir, err := os.MkdirTemp("", "pier-e2e-ctd-")
@@ -99,11 +99,14 @@ state = "%[1]s/state"
 		c.wrap, command = at.Line(""), at.Command
 		c.wrap = c.wrap[:len(c.wrap)-1]
 	}
+	if len(env) > 0 {
+		c.wrap = slices.Concat(c.wrap, []string{"env"}, env)
+	}
 	c.start = func(t *testing.T) {
 		t.Helper()
 		cmd := command(tool(version+"/containerd"), "--config", config)
 		// containerd 1.x and 2.x start different programs of the same names.
-		cmd.Env = append(os.Environ(), "PATH="+tool(version)+":"+os.Getenv("PATH"))
+		cmd.Env = slices.Concat(os.Environ(), []string{"PATH=" + tool(version) + ":" + os.Getenv("PATH")}, env)
 		c.process = startProcess(t, version, cmd)
 		eventually(t, 30*time.Second, func() error {
 			if c.ended() {

@@ -1,4 +1,4 @@
-// Package e2e tests the pier binary from outside, with the real programs it works with: containerd, registries, and
+// Package e2e tests the pier binary from outside, with the real programs it works with: containerd, Docker, registries, and
 // the clients people use. Its tests need the build tag e2e, root (containerd, tmpfs, network namespaces), iproute2, and what
 // tools.sh installs:
 //

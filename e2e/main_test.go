@@ -18,8 +18,9 @@ var pierBinary, toolsDir string
 // What the tests run, below toolsDir.
 var neededTools = []string{
 	"bin/docker-registry", "bin/referrers-registry", "bin/skopeo", "bin/crane", "bin/regctl",
-	"bin/avahi-daemon", "bin/avahi-browse", "bin/dbus-daemon",
+	"bin/avahi-daemon", "bin/avahi-browse", "bin/dbus-daemon", "bin/buildah", "bin/umoci", "bin/pigz",
 	"containerd1/containerd", "containerd1/ctr", "containerd2/containerd", "containerd2/ctr",
+	"docker20/dockerd", "docker20/docker", "docker29/dockerd", "docker29/docker",
 }
 
 func TestMain(m *testing.M) {

@@ -16,7 +16,10 @@ import (
 
 // A siteConfig describes nodes on a LAN and a registry beyond a WAN. The nodes call the registry registry.test.
 type siteConfig struct {
-	stores   []string // of nodes 1, 2, …: a version of containerd, "cache" for a cache directory, "none" for neither
+	stores   []string     // of nodes 1, 2, …: a version of containerd or Docker, "cache" for a cache directory, "none" for neither
+	docker   dockerConfig // of nodes that have one, but for where it runs; it pulls through the node's proxy
+	trusted  []string     // PEM files of authorities that Docker trusts beside pier's, if by its environment
+	proxied  bool         // containerd does, too, and not by its hosts.toml; it trusts what docker.caFor is about by its environment
 	wan, lan netns.Link
 	registry registryConfig
 
@@ -42,6 +45,7 @@ type siteNode struct {
 	from    string // what it calls the registry
 	place   *netns.Place
 	runtime *containerd // nil if it has none
+	docker  *docker     // nil if it has none
 	cache   string      // directory; "" if it has none
 	hosts   string      // containerd's registry configuration
 }
@@ -62,6 +66,9 @@ func layOut(t *testing.T, nodes int, wan, lan netns.Link, registry registryConfi
 		}
 	})
 	registry.at = network.Upstream()
+	if registry.tokens {
+		registry.token = startTokenServer(t, registry.ca, registry.at)
+	}
 	return &site{Site: network, registry: startRegistry(t, registry)}
 }
 
@@ -87,15 +94,20 @@ func (s *site) startNode(t *testing.T, cfg siteConfig, k int) {
 	upstreams := namedUpstream(n.from, s.registry.addr)
 	if cfg.address {
 		n.from, upstreams = s.registry.addr, plainUpstream(s.registry.addr)
+		if cfg.registry.ca != nil {
+			upstreams = fmt.Sprintf("- name: %s\n  tls: {ca: %s}\n", n.from, cfg.registry.ca.file)
+		}
 	}
 	p := pierConfig{at: n.place, args: slices.Clone(cfg.args)}
 	switch store := cfg.stores[k-1]; store {
 	case "none":
+	case classic, modern:
+		n.startDocker(t, cfg, store, &p)
 	case "cache":
 		n.cache = t.TempDir()
 		p.args = append(p.args, "--cache-dir", n.cache)
 	default:
-		n.runtime = startContainerd(t, store, n.place)
+		n.runtime = startContainerd(t, store, n.place, n.proxyFor(t, cfg, &p)...)
 		p.store, p.args = "containerd", append(p.args, n.runtime.pierArgs()...)
 	}
 	if cfg.nodeArgs != nil {
@@ -107,11 +119,14 @@ func (s *site) startNode(t *testing.T, cfg siteConfig, k int) {
 		p.upstreams = upstreams
 	}
 	n.pier = startPier(t, p)
-	server := "http://" + n.place.HostPort(1) // nobody listens: what arrives came through pier
-	if cfg.past {
-		server = "http://" + s.registry.addr
+	switch {
+	case cfg.proxied:
+		n.hosts = hostsDir(t, n.from, cfg.scheme()+"://"+n.from)
+	case cfg.past:
+		n.hosts = hostsDir(t, n.from, "http://"+s.registry.addr, n.node)
+	default: // nobody listens: what arrives came through pier
+		n.hosts = hostsDir(t, n.from, "http://"+n.place.HostPort(1), n.node)
 	}
-	n.hosts = hostsDir(t, n.from, server, n.node)
 	s.nodes = append(s.nodes, n)
 }
 
@@ -128,21 +143,33 @@ func (n *siteNode) client() *client {
 	return c
 }
 
-// tryPull pulls app:tag the way the node does: by its runtime if it has one, else by a client that compares
-// all there is with want.
-func (n *siteNode) tryPull(t *testing.T, tag string, want *image, options ...string) error {
-	if n.runtime == nil {
-		return n.client().pull(t.Context(), "app", tag, want)
+// named is what the node calls app by a tag or a digest.
+func (n *siteNode) named(reference string) string {
+	if strings.Contains(reference, ":") {
+		return n.from + "/app@" + reference
 	}
-	line := n.runtime.line(append(pullArgs(n.hosts, n.from+"/app:"+tag), options...)...)
+	return n.from + "/app:" + reference
+}
+
+// tryPull pulls app by a tag or a digest the way the node does: by its runtime if it has one, else by a client that compares
+// all there is with want.
+func (n *siteNode) tryPull(t *testing.T, reference string, want *image, options ...string) error {
+	if n.docker != nil {
+		_, err := n.docker.try(t, "pull", "--quiet", n.named(reference))
+		return err
+	}
+	if n.runtime == nil {
+		return n.client().pull(t.Context(), "app", reference, want)
+	}
+	line := n.runtime.line(append(pullArgs(n.hosts, n.named(reference)), options...)...)
 	_, err := tryRun(t, nil, line[0], line[1:]...)
 	return err
 }
 
-func (n *siteNode) pull(t *testing.T, tag string, want *image, options ...string) {
+func (n *siteNode) pull(t *testing.T, reference string, want *image, options ...string) {
 	t.Helper()
-	if err := n.tryPull(t, tag, want, options...); err != nil {
-		t.Fatalf("node %d: pull of %s: %v", n.number, tag, err)
+	if err := n.tryPull(t, reference, want, options...); err != nil {
+		t.Fatalf("node %d: pull of %s: %v", n.number, reference, err)
 	}
 }
 
@@ -273,8 +300,13 @@ func (n *siteNode) awaitHolder(t *testing.T, holder *siteNode, want *image) {
 // awaitHolderAt is awaitHolder for the peer of that name.
 func (n *siteNode) awaitHolderAt(t *testing.T, name string, want *image) {
 	t.Helper()
+	n.awaitHolderWithin(t, siteWait, name, want)
+}
+
+func (n *siteNode) awaitHolderWithin(t *testing.T, within time.Duration, name string, want *image) {
+	t.Helper()
 	for _, b := range slices.Concat(want.manifests, want.blobs) {
-		eventually(t, siteWait, func() error {
+		eventually(t, within, func() error {
 			if got := n.holders(t, b); !slices.Contains(got, name) {
 				return fmt.Errorf("node %d thinks that %s (%d bytes) is at %q, want %s among them", n.number, b.Digest, b.Size, got, name)
 			}

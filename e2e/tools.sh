@@ -4,21 +4,24 @@
 #
 #   lint    golangci-lint
 #   e2e     docker-registry, skopeo, containerd 1.x, containerd 2.x, crane, regctl, a registry with the referrers API,
-#           avahi
+#           avahi, Docker 20.10 and 29, buildah, umoci, pigz
 #   bench   nginx, and curl where the system has none
 #
 # Go programs come from the Go module proxy at the versions below. Debian packages are downloaded and unpacked, never
 # installed: no service starts, and containerd 1.x and 2.x live side by side. Their versions are those of the machine's
-# Debian release (12: containerd 1.6, docker-registry 2.8, skopeo 1.9, nginx 1.22).
+# Debian release (12: containerd 1.6, docker-registry 2.8, skopeo 1.9, nginx 1.22, Docker 20.10, runc 1.1, buildah 1.28,
+# umoci 0.4.7, pigz 2.6).
 set -eu
 
 crane=v0.22.1         # github.com/google/go-containerregistry
 regctl=v0.11.7        # github.com/regclient/regclient
 containerd=v2.4.2     # github.com/containerd/containerd/v2
+moby=v2.0.0-beta.24   # github.com/moby/moby/v2: what Docker 29 and later are made of
 golangci_lint=v2.15.0 # github.com/golangci/golangci-lint/v2
 
 # Libraries of Debian programs that a machine may lack.
 skopeo_libraries='libgpgme11 libassuan0 libgpg-error0 libdevmapper1.02.1'
+docker_libraries='libdevmapper1.02.1'
 curl_libraries='libcurl4 libbrotli1 libldap-2.5-0 libnghttp2-14 libpsl5 librtmp1 libsasl2-2 libssh2-1'
 avahi_libraries='libavahi-core7 libavahi-client3 libavahi-common3 libdaemon0 libdbus-1-3 libexpat1 libapparmor1 libcap-ng0'
 
@@ -35,7 +38,8 @@ have() {
 		'($1 == "mod" || $1 == "dep") && $2 == m && $3 == v { found = 1 } END { exit !found }'
 }
 
-# program DIR MODULE VERSION PACKAGE... builds programs of one module into DIR. Their dependencies never touch go.mod.
+# program DIR MODULE VERSION PACKAGE... builds programs of one module into DIR, with $variables set in them. Their
+# dependencies never touch go.mod.
 program() {
 	dir=$1 module=$2 version=$3
 	shift 3
@@ -43,7 +47,7 @@ program() {
 		name=${package##*/}
 		have "$dir/$name" "$module" "$version" && continue
 		say "$name $version ($module)"
-		(cd / && CGO_ENABLED=0 GOFLAGS='' GOBIN="$dir" go install "$module/$package@$version") ||
+		(cd / && CGO_ENABLED=0 GOFLAGS='' GOBIN="$dir" go install -ldflags "-s -w ${variables:-}" "$module/$package@$version") ||
 			die "$module/$package@$version did not build: is the Go module proxy reachable?"
 	done
 }
@@ -93,22 +97,23 @@ link() {
 	ln -sf "$3" "$1/$2"
 }
 
-# wrap PROGRAM FILE PACKAGE... puts a Debian program, which needs the libraries of unpacked packages, where the tests look.
+# wrap DIR PROGRAM FILE PACKAGE... is link for a Debian program that needs the libraries of unpacked packages.
 wrap() {
-	program=$1 file=$2 libraries=
-	shift 2
+	dir=$1 program=$2 file=$3 libraries=
+	shift 3
+	mkdir -p "$dir"
 	for package; do
-		for dir in "$tools/debian/$package"/usr/lib/*-linux-gnu "$tools/debian/$package"/lib/*-linux-gnu; do
-			[ ! -d "$dir" ] || libraries=$libraries${libraries:+:}$dir
+		for found in "$tools/debian/$package"/usr/lib/*-linux-gnu "$tools/debian/$package"/lib/*-linux-gnu; do
+			[ ! -d "$found" ] || libraries=$libraries${libraries:+:}$found
 		done
 	done
 	runs "$file" "$libraries"
-	cat >"$tools/bin/$program.new" <<-EOF
+	cat >"$dir/$program.new" <<-EOF
 		#!/bin/sh
 		LD_LIBRARY_PATH='$libraries' exec '$file' "\$@"
 	EOF
-	chmod +x "$tools/bin/$program.new"
-	mv "$tools/bin/$program.new" "$tools/bin/$program"
+	chmod +x "$dir/$program.new"
+	mv "$dir/$program.new" "$dir/$program"
 }
 
 lint() {
@@ -116,25 +121,59 @@ lint() {
 }
 
 e2e() {
+	# Most of the time goes into compiling, of that most into dockerd, and some into linking, on one core: two at once.
+	docker29_programs &
+	docker29=$!
+	program "$tools/containerd2" github.com/containerd/containerd/v2 $containerd \
+		cmd/containerd cmd/ctr cmd/containerd-shim-runc-v2
 	program "$tools/bin" github.com/google/go-containerregistry $crane cmd/crane
 	program "$tools/bin" github.com/regclient/regclient $regctl cmd/regctl
-	program "$tools/containerd2" github.com/containerd/containerd/v2 $containerd cmd/containerd cmd/ctr
 	referrers_registry
 
 	debian containerd docker-registry skopeo $skopeo_libraries
 	link "$tools/containerd1" containerd "$tools/debian/containerd/usr/bin/containerd"
 	link "$tools/containerd1" ctr "$tools/debian/containerd/usr/bin/ctr"
 	link "$tools/bin" docker-registry "$tools/debian/docker-registry/usr/bin/docker-registry"
-	wrap skopeo "$tools/debian/skopeo/usr/bin/skopeo" $skopeo_libraries
+	wrap "$tools/bin" skopeo "$tools/debian/skopeo/usr/bin/skopeo" $skopeo_libraries
 
 	for program in ip tc nsenter unshare; do
 		command -v $program >/dev/null || die "no $program here: install iproute2 and util-linux"
 	done
 	debian avahi-daemon avahi-utils dbus-daemon $avahi_libraries
-	wrap avahi-daemon "$tools/debian/avahi-daemon/usr/sbin/avahi-daemon" $avahi_libraries
-	wrap avahi-browse "$tools/debian/avahi-utils/usr/bin/avahi-browse" $avahi_libraries
-	wrap avahi-publish "$tools/debian/avahi-utils/usr/bin/avahi-publish" $avahi_libraries
-	wrap dbus-daemon "$tools/debian/dbus-daemon/usr/bin/dbus-daemon" $avahi_libraries
+	wrap "$tools/bin" avahi-daemon "$tools/debian/avahi-daemon/usr/sbin/avahi-daemon" $avahi_libraries
+	wrap "$tools/bin" avahi-browse "$tools/debian/avahi-utils/usr/bin/avahi-browse" $avahi_libraries
+	wrap "$tools/bin" avahi-publish "$tools/debian/avahi-utils/usr/bin/avahi-publish" $avahi_libraries
+	wrap "$tools/bin" dbus-daemon "$tools/debian/dbus-daemon/usr/bin/dbus-daemon" $avahi_libraries
+
+	docker
+	debian buildah umoci pigz
+	wrap "$tools/bin" buildah "$tools/debian/buildah/usr/bin/buildah" $skopeo_libraries
+	link "$tools/bin" umoci "$tools/debian/umoci/usr/bin/umoci"
+	link "$tools/bin" pigz "$tools/debian/pigz/usr/bin/pigz"
+	wait $docker29 || exit 1
+}
+
+# docker29_programs builds the daemon of Docker 29, which else would call itself library-import.
+docker29_programs() {
+	variables="-X github.com/moby/moby/v2/dockerversion.Version=29.0.0-${moby#*-}"
+	program "$tools/docker29" github.com/moby/moby/v2 $moby cmd/dockerd
+}
+
+# docker makes one directory for each version, to be alone in PATH before the system's: each with its own daemon,
+# containerd and shim. Both have the client and the runc of Debian, which the tests tell Docker 29 to ask for no time
+# namespaces: runc 1.1 has none.
+docker() {
+	debian docker.io runc $docker_libraries
+	wrap "$tools/docker20" dockerd "$tools/debian/docker.io/usr/sbin/dockerd" $docker_libraries
+	for program in containerd containerd-shim-runc-v2; do
+		link "$tools/docker20" $program "$tools/debian/containerd/usr/bin/$program"
+		mkdir -p "$tools/docker29"
+		ln -sf "$tools/containerd2/$program" "$tools/docker29/$program"
+	done
+	for version in docker20 docker29; do
+		link "$tools/$version" docker "$tools/debian/docker.io/usr/bin/docker"
+		link "$tools/$version" runc "$tools/debian/runc/usr/sbin/runc"
+	done
 }
 
 # referrers_registry builds a registry that has the referrers API, which Debian's does not: crane's own, with that
@@ -175,7 +214,7 @@ bench() {
 	link "$tools/bin" nginx "$tools/debian/nginx/usr/sbin/nginx"
 	command -v curl >/dev/null && return
 	debian curl $curl_libraries
-	wrap curl "$tools/debian/curl/usr/bin/curl" $curl_libraries
+	wrap "$tools/bin" curl "$tools/debian/curl/usr/bin/curl" $curl_libraries
 }
 
 [ $# -gt 0 ] || die "usage: tools.sh lint|e2e|bench..."
