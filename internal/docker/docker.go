@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+	"golang.org/x/sys/unix"
 
 	"pier/internal/oci"
 	"pier/internal/overlay2"
@@ -51,6 +52,7 @@ type Store struct {
 	log  *slog.Logger
 	disk *overlay2.Store
 	kept *kept
+	lock *os.File            // of c.Dir
 	full func(*os.File) bool // nearlyFull, but in tests
 
 	processors chan struct{} // a token for each processor that makes layers, or finds out how, see turn
@@ -79,8 +81,9 @@ type view struct {
 	images  int
 }
 
-// Open returns the Store of the Docker whose data is under c.Root. [Store.Run] must be called to follow what changes.
-func Open(ctx context.Context, c Config) (*Store, error) {
+// Open returns the Store of the Docker whose data is under c.Root. [Store.Run] must be called: it reads
+// what Docker has, which takes seconds where that is much, and follows what changes.
+func Open(c Config) (*Store, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -95,12 +98,16 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("docker: %w: let this user write there, or set --data-dir", err)
 	}
-	recipes, err := openRecipes(filepath.Join(c.Dir, "recipes"), c.Log)
+	lock, err := lockDir(c.Dir)
 	if err != nil {
 		return nil, err
 	}
+	recipes, err := openRecipes(filepath.Join(c.Dir, "recipes"), c.Log)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	s := &Store{
-		c: c, log: c.Log, disk: disk, recipes: recipes, full: nearlyFull,
+		c: c, log: c.Log, disk: disk, lock: lock, recipes: recipes, full: nearlyFull,
 		processors: make(chan struct{}, c.CPU), places: make(chan struct{}, maxMaking), changed: make(chan struct{}, 1), read: make(chan struct{}, 1), studying: make(chan struct{}, 1),
 		arrived:      make(map[oci.Digest]*arrival),
 		rebuiltBytes: c.Metrics.NewCounter("pier_rebuilt_bytes_total"),
@@ -112,7 +119,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	}
 	isSpare := func(d oci.Digest) bool { _, ok := recipes.get(d); return ok }
 	if s.kept, err = openKept(c.Dir, c.Keep, isSpare, c.Log); err != nil {
-		return nil, errors.Join(err, recipes.close())
+		return nil, errors.Join(err, recipes.close(), lock.Close())
 	}
 	for state, count := range map[string]func(Layers) int{
 		"rebuilt": func(l Layers) int { return l.Rebuilt }, "kept": func(l Layers) int { return l.Kept }, "withheld": func(l Layers) int { return l.Withheld },
@@ -120,7 +127,6 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		c.Metrics.NewGauge(fmt.Sprintf("pier_docker_layers{state=%q}", state), func() float64 { return float64(count(s.Layers())) })
 	}
 	c.Metrics.NewGauge("pier_kept_layers_bytes", func() float64 { return float64(s.Layers().KeptBytes) })
-	s.refresh(ctx)
 	return s, nil
 }
 
@@ -132,7 +138,20 @@ func (s *Store) Close() error {
 		a.file.Close()
 		delete(s.arrived, d)
 	}
-	return s.recipes.close()
+	return errors.Join(s.recipes.close(), s.lock.Close())
+}
+
+// lockDir keeps other processes out of a directory until the file that it returns is closed.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("docker: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("docker: %s is in use by another process: stop that, or set --data-dir: %w", dir, err)
+	}
+	return f, nil
 }
 
 // Images returns how many images Docker has.
@@ -191,6 +210,7 @@ func (s *Store) Run(ctx context.Context) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	seen, read := s.disk.Changed(), time.Now()
+	s.refresh(ctx)
 	for {
 		asked := false
 		select {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -261,6 +262,15 @@ func TestArrivalsGiveWay(t *testing.T) {
 	s.forget(time.Now())
 	wantNone(t, s.Arrived(), first.layerRef())
 	want(t, s.Arrived(), second.layerRef(), second.layer)
+}
+
+// Two processes that remember in one directory would each lose what the other learned.
+func TestTwoDoNotShareADirectory(t *testing.T) {
+	d, dir := newDaemon(t), t.TempDir()
+	d.open(dir, 0)
+	if _, err := Open(Config{Root: d.root, Dir: dir}); err == nil || !strings.Contains(err.Error(), "in use by another process") {
+		t.Errorf("got error %v", err)
+	}
 }
 
 // bytesBelow returns the bytes of all files under dir.

@@ -180,7 +180,7 @@ func (d *daemon) remove() {
 // open returns a running Store of d that remembers in dir.
 func (d *daemon) open(dir string, keep int64) *Store {
 	d.t.Helper()
-	s, err := Open(d.t.Context(), Config{
+	s, err := Open(Config{
 		Root: d.root, Dir: dir, Spool: transfer.Temporary(d.t.TempDir()), Made: transfer.Temporary(d.t.TempDir()), Keep: keep,
 		Log: slog.New(slog.NewTextHandler(d.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})

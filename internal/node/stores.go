@@ -153,7 +153,7 @@ func (n *Node) openDocker(ctx context.Context) error {
 	if n.cache != nil {
 		spool = n.cache
 	}
-	store, err := docker.Open(ctx, docker.Config{
+	store, err := docker.Open(docker.Config{
 		Socket: n.stores.socket, Root: n.stores.dockerRoot, Dir: filepath.Join(n.cfg.DataDir, "docker"), Spool: spool, Made: made,
 		Keep: n.cfg.LayerKeep, CPU: n.cfg.RebuildCPU, Log: n.log, Metrics: n.metrics,
 	})
