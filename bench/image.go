@@ -33,11 +33,8 @@ func (i image) path(kind, name string) string {
 func makeImage(root, repository string, sizes ...int64) (image, error) {
 	i := image{repository: repository}
 	blobs := filepath.Join(root, i.path("blobs", ""))
-	manifests := filepath.Join(root, i.path("manifests", ""))
-	for _, dir := range []string{blobs, manifests} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return i, err
-		}
+	if err := os.MkdirAll(blobs, 0o755); err != nil {
+		return i, err
 	}
 	var diffs []digest.Digest
 	for n, size := range sizes {
@@ -47,6 +44,15 @@ func makeImage(root, repository string, sizes ...int64) (image, error) {
 		}
 		i.layers = append(i.layers, v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: d, Size: size})
 		diffs = append(diffs, d)
+	}
+	return i.write(root, diffs)
+}
+
+// write writes config and manifest of an image whose layers are there, and returns it with them.
+func (i image) write(root string, diffs []digest.Digest) (image, error) {
+	blobs, manifests := filepath.Join(root, i.path("blobs", "")), filepath.Join(root, i.path("manifests", ""))
+	if err := os.MkdirAll(manifests, 0o755); err != nil {
+		return i, err
 	}
 	config, err := json.Marshal(v1.Image{
 		Platform: v1.Platform{Architecture: runtime.GOARCH, OS: "linux"},
@@ -62,7 +68,10 @@ func makeImage(root, repository string, sizes ...int64) (image, error) {
 	if err != nil {
 		return i, err
 	}
-	i.size = int64(len(manifest)+len(config)) + sum(sizes)
+	i.size = int64(len(manifest) + len(config))
+	for _, l := range i.layers {
+		i.size += l.Size
+	}
 	for file, content := range map[string][]byte{
 		filepath.Join(blobs, i.config.Digest.String()):                config,
 		filepath.Join(manifests, tag):                                 manifest,

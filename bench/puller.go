@@ -43,7 +43,11 @@ func get(ctx context.Context, client *http.Client, s server, path string) ([]byt
 }
 
 func (s server) open(ctx context.Context, client *http.Client, path string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.addr+path+s.query, nil)
+	scheme := "http"
+	if s.tls != nil {
+		scheme = "https"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+s.addr+path+s.query, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -2,14 +2,17 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +21,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"pier/e2e/faultproxy"
+	"pier/internal/authority"
 )
 
 // upstreamRate is what upstream sends, in bytes per second: on one connection, and on all together.
@@ -28,29 +32,41 @@ const countsPath = "/bench/counts"
 
 // servers are what this command runs itself as.
 func servers() map[string]func(context.Context, []string) error {
-	return map[string]func(context.Context, []string) error{"upstream": runUpstream, "files": runFiles, "bare": runBare}
+	return map[string]func(context.Context, []string) error{
+		"upstream": runUpstream, "files": runFiles, "bare": runBare, "compress": runCompress, "encode": runEncode,
+	}
 }
 
 // startUpstream makes images of layers of these sizes, and starts the registry that has them. The caller stops b.upstream.
 func (b *bench) startUpstream(ctx context.Context, sizes ...[]int64) (images []image, err error) {
-	root := filepath.Join(b.dir, "upstream")
-	if err := os.RemoveAll(root); err != nil {
+	if images, err = b.makeImages(sizes...); err != nil {
 		return nil, err
 	}
+	b.upstream, err = b.startSelf(ctx, "upstream", b.root())
+	return images, err
+}
+
+// root is the directory of the images that upstream has.
+func (b *bench) root() string { return filepath.Join(b.dir, "upstream") }
+
+// makeImages makes images of layers of these sizes.
+func (b *bench) makeImages(sizes ...[]int64) (images []image, err error) {
+	if err := os.RemoveAll(b.root()); err != nil {
+		return nil, err
+	}
+	b.say("making images of %d MB", sum(slices.Concat(sizes...))/mb)
 	for i, layers := range sizes {
-		b.say("making an image of %d MB", sum(layers)/mb)
-		image, err := makeImage(root, fmt.Sprintf("team/app%d", i+1), layers...)
+		image, err := makeImage(b.root(), fmt.Sprintf("team/app%d", i+1), layers...)
 		if err != nil {
 			return nil, err
 		}
 		images = append(images, image)
 	}
-	b.upstream, err = b.startSelf(ctx, "upstream", root)
-	return images, err
+	return images, nil
 }
 
 // startSelf runs one of this command's servers.
-func (b *bench) startSelf(ctx context.Context, name, arg string) (*process, error) {
+func (b *bench) startSelf(ctx context.Context, name string, args ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -59,7 +75,7 @@ func (b *bench) startSelf(ctx context.Context, name, arg string) (*process, erro
 	if err != nil {
 		return nil, err
 	}
-	return b.start(ctx, name, addr, nil, self, name, addr, arg)
+	return b.start(ctx, name, addr, nil, self, append([]string{name, addr}, args...)...)
 }
 
 // counts returns how often what was asked of upstream since the last call.
@@ -73,15 +89,16 @@ func (b *bench) counts(ctx context.Context) (map[string]int, error) {
 	return counts, json.NewDecoder(resp.Body).Decode(&counts)
 }
 
-// runUpstream serves the images under a directory: args are the address and the directory.
+// runUpstream serves the images under a directory: args are the address and the directory, and where to serve them with TLS
+// too, another address and the directory of the certificate authority.
 func runUpstream(ctx context.Context, args []string) error {
-	if len(args) != 2 {
-		return errors.New("usage: bench upstream ADDR DIR")
+	if len(args) != 2 && len(args) != 4 {
+		return errors.New("usage: bench upstream ADDR DIR [TLSADDR AUTHORITY]")
 	}
 	proxy := faultproxy.New(faultproxy.Config{Handler: files(args[1])})
 	defer proxy.Close()
 	proxy.LimitRate(upstreamRate, upstreamRate)
-	return serve(ctx, args[0], http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return serveBoth(ctx, args, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != countsPath {
 			proxy.ServeHTTP(w, r)
 			return
@@ -95,12 +112,12 @@ func runUpstream(ctx context.Context, args []string) error {
 	}))
 }
 
-// runFiles serves the images under a directory as fast as it can: args are the address and the directory.
+// runFiles serves the images under a directory as fast as it can: args are those of runUpstream.
 func runFiles(ctx context.Context, args []string) error {
-	if len(args) != 2 {
-		return errors.New("usage: bench files ADDR DIR")
+	if len(args) != 2 && len(args) != 4 {
+		return errors.New("usage: bench files ADDR DIR [TLSADDR AUTHORITY]")
 	}
-	return serve(ctx, args[0], files(args[1]))
+	return serveBoth(ctx, args, files(args[1]))
 }
 
 // files is the pull half of a registry over the files that makeImage wrote.
@@ -155,6 +172,42 @@ func runBare(ctx context.Context, args []string) error {
 		}
 		_, _ = w.Write(body) // the client counts what it gets
 	}))
+}
+
+// serveBoth serves until ctx ends, at args[0], and before that with TLS at args[2], if it is there, with a certificate of the
+// authority in the directory args[3].
+func serveBoth(ctx context.Context, args []string, h http.Handler) error {
+	if len(args) < 4 {
+		return serve(ctx, args[0], h)
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", args[2])
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	host, _, err := net.SplitHostPort(args[2])
+	if err != nil {
+		return err
+	}
+	a, err := authority.Load(authority.Config{Dir: args[3]})
+	if err != nil {
+		return err
+	}
+	cert, err := a.Certificate(host)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{*cert}, MinVersion: tls.VersionTLS12},
+	}
+	secure := make(chan error, 1)
+	go func() { secure <- server.ServeTLS(listener, "", "") }()
+	err = errors.Join(serve(ctx, args[0], h), server.Close())
+	if serr := <-secure; !errors.Is(serr, http.ErrServerClosed) {
+		err = errors.Join(err, serr)
+	}
+	return err
 }
 
 // serve serves until ctx ends.

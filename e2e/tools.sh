@@ -212,6 +212,8 @@ referrers_registry() {
 bench() {
 	debian nginx
 	link "$tools/bin" nginx "$tools/debian/nginx/usr/sbin/nginx"
+	debian pigz
+	link "$tools/bin" pigz "$tools/debian/pigz/usr/bin/pigz"
 	command -v curl >/dev/null && return
 	debian curl $curl_libraries
 	wrap "$tools/bin" curl "$tools/debian/curl/usr/bin/curl" $curl_libraries
