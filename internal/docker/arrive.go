@@ -21,9 +21,9 @@ const (
 
 	maxArrived = 256 // contents held at once; those beyond are not, and not learned from
 
-	// Of the file system that has the files, so much stays free: a tenth, and a gibibyte at least.
+	// Of the file system that has the files, so much stays free: a tenth, but no more than that many bytes.
 	freeShare = 10
-	freeBytes = 1 << 30
+	freeBytes = 4 << 30
 )
 
 // An arrival is content that passed through this node on its way to Docker, in a file that has no name.
@@ -33,6 +33,7 @@ type arrival struct {
 	file    *os.File
 	at      time.Time
 	settled bool // how it is made again is known, or it is kept, or lost
+	faults  int  // how often it could not be learned from
 }
 
 // Spool returns what lends files to content on its way to Docker, and learns from it.
@@ -81,6 +82,7 @@ func (s *Store) arrive(ref oci.Reference, desc oci.Descriptor, file *os.File) er
 		return nil
 	}
 	s.arrived[a.digest], s.altered = a, time.Now()
+	notify(s.read) // Docker may have had what it contains before
 	return nil
 }
 
@@ -96,7 +98,8 @@ func (s *Store) forget(now time.Time) {
 	defer s.mu.Unlock()
 	var first *arrival
 	for d, a := range s.arrived {
-		if a.settled && s.has(d) || now.Sub(a.at) > waitForDocker {
+		_, learned := s.recipes.get(d) // then it was in Docker: if it is not any more, its image was removed
+		if a.settled && (learned || s.has(d)) || now.Sub(a.at) > waitForDocker || s.elsewhere(d) {
 			s.letGo(a)
 		} else if first == nil || a.at.Before(first.at) {
 			first = a
@@ -106,6 +109,15 @@ func (s *Store) forget(now time.Time) {
 		s.log.Warn("the disk is nearly full: content on its way to Docker is not held for other nodes", "digest", first.digest, "bytes", first.size)
 		s.letGo(first)
 	}
+}
+
+// elsewhere reports whether what arrived was for another runtime, which has it by now.
+func (s *Store) elsewhere(d oci.Digest) bool {
+	if s.c.Elsewhere == nil {
+		return false
+	}
+	_, err := s.c.Elsewhere.Resolve(context.Background(), oci.Reference{Kind: oci.Blob, Digest: d})
+	return err == nil
 }
 
 // letGo lets go of an arrival. The caller holds mu.
@@ -122,7 +134,7 @@ func nearlyFull(f *os.File) bool {
 		return false // it does not say
 	}
 	free, all := st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
-	return free < max(all/freeShare, freeBytes)
+	return free < min(all/freeShare, freeBytes)
 }
 
 // has reports whether content that arrived is to be had without the file it arrived in. The caller holds mu.
@@ -134,8 +146,7 @@ func (s *Store) has(d oci.Digest) bool {
 	if !ok {
 		return false
 	}
-	_, ok = s.view.layers[r.diffID]
-	return ok
+	return s.makes(r)
 }
 
 // Arrived returns a Source of what passed through this node and is not in Docker yet. It was proven.

@@ -2,7 +2,7 @@
 // not the layers. What Docker has lost is made up for with a few kilobytes an image in a directory of Pier's own:
 //
 //   - Layers are packed again, byte for byte ([Store.Rebuilt]): how, was found out when they passed through this node
-//     ([Store.Spool], learn.go), or is found by trial for those that were there before (hints.go). Those that nothing packs as they
+//     ([Store.Spool], learn.go), or is found by trial for those that were there before (study.go). Those that nothing packs as they
 //     were are kept, up to a quota (kept.go).
 //   - Manifests and indexes are kept as they pass through, or put together anew (regenerate.go).
 //   - Configurations are Docker's own files.
@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,8 +40,12 @@ type Config struct {
 	Dir    string    // where to remember what Docker forgets
 	Spool  oci.Spool // lends files to content on its way
 	Made   oci.Spool // lends files to layers that are made again
-	Keep   int64     // bytes of layers that are kept: those that nothing makes again, and above 1 GiB also those that were made lately; 0: none
-	CPU    int       // processors that make layers again; 0: 1
+
+	// Elsewhere is what other runtimes of this node have: content that arrived for them is not waited for. Nil: there are none.
+	Elsewhere oci.Source
+
+	Keep int64 // bytes of layers that are kept: those that nothing makes again, and above 1 GiB also those that were made lately; 0: none
+	CPU  int   // processors that make layers again; 0: 1
 
 	Log     *slog.Logger // nil: silent
 	Metrics *metrics.Set // nil: a set of its own
@@ -74,7 +79,9 @@ type Store struct {
 
 // A view is what Docker had at one time.
 type view struct {
+	read    bool                          // it was
 	layers  map[oci.Digest]overlay2.Layer // by diff ID
+	digests map[oci.Digest][]oci.Digest   // that Docker saw each layer under, by diff ID: hints, which nobody proved
 	configs map[oci.Digest]bool           // image IDs
 	tags    map[string]map[string]oci.Digest
 	named   map[oci.Digest]bool // digests of manifests that Docker knows images by
@@ -165,8 +172,8 @@ func (s *Store) Images() int {
 type Layers struct {
 	All       int   `json:"all"`
 	Rebuilt   int   `json:"rebuilt"`    // made again when somebody asks
-	Kept      int   `json:"kept"`       // kept as they came
-	KeptBytes int64 `json:"kept_bytes"` // by the latter
+	Kept      int   `json:"kept"`       // others, kept as they came
+	KeptBytes int64 `json:"kept_bytes"` // of all that is kept
 	Withheld  int   `json:"withheld"`   // not offered: nothing is known that makes them, or nobody ever gave them a name
 }
 
@@ -174,9 +181,18 @@ type Layers struct {
 func (s *Store) Layers() (l Layers) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l.All, l.Rebuilt = len(s.view.layers), len(s.offered())
-	l.Kept, l.KeptBytes = s.kept.layers()
-	l.Withheld = max(0, l.All-l.Rebuilt-l.Kept)
+	offered := s.offered()
+	l.All, l.Rebuilt = len(s.view.layers), len(offered)
+	for diffID := range s.view.layers {
+		switch {
+		case offered[diffID]:
+		case slices.ContainsFunc(s.view.digests[diffID], s.kept.has):
+			l.Kept++
+		default:
+			l.Withheld++
+		}
+	}
+	_, l.KeptBytes = s.kept.layers()
 	return l
 }
 
@@ -184,11 +200,24 @@ func (s *Store) Layers() (l Layers) {
 func (s *Store) offered() map[oci.Digest]bool {
 	offered := make(map[oci.Digest]bool)
 	for _, r := range s.recipes.byDigest {
-		if _, here := s.view.layers[r.diffID]; here {
+		if s.makes(r) {
 			offered[r.diffID] = true
 		}
 	}
 	return offered
+}
+
+// makes reports whether Docker has what a recipe needs. The caller holds mu.
+func (s *Store) makes(r recipe) bool {
+	layer, here := s.view.layers[r.diffID]
+	return here && layer.Unsupported == ""
+}
+
+// Ready reports whether it is known what Docker has.
+func (s *Store) Ready() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.view.read
 }
 
 const (
@@ -218,7 +247,10 @@ func (s *Store) Run(ctx context.Context) error {
 			return nil
 		case <-s.changed:
 			asked = true
-			time.Sleep(gather) // events come in groups
+			select { // events come in groups
+			case <-time.After(gather):
+			case <-ctx.Done():
+			}
 		case <-tick.C:
 		}
 		if now := s.disk.Changed(); asked || !now.Equal(seen) || time.Since(read) > refreshEvery {
@@ -234,6 +266,9 @@ func (s *Store) listen(ctx context.Context) {
 	c := newClient(s.c.Socket)
 	defer c.http.CloseIdleConnections()
 	for ctx.Err() == nil {
+		if info, err := Ask(ctx, s.c.Socket); err == nil && (info.Containerd || info.Driver != "overlay2") {
+			s.log.WarnContext(ctx, "Docker keeps its images elsewhere by now: restart pier", "driver", info.Driver, "containerd", info.Containerd)
+		}
 		err := c.events(ctx, s.look)
 		if ctx.Err() != nil {
 			return
@@ -256,16 +291,17 @@ func (s *Store) refresh(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
-	if err := errors.Join(lerr, ierr); err != nil {
-		s.log.WarnContext(ctx, "a part of what Docker has cannot be read; that part is not offered", "err", err)
-	}
 	v := view{
+		read: true, digests: make(map[oci.Digest][]oci.Digest, len(layers)),
 		layers: make(map[oci.Digest]overlay2.Layer, len(layers)), configs: make(map[oci.Digest]bool, len(images)),
 		named: make(map[oci.Digest]bool), images: len(images),
 	}
 	for _, l := range layers {
-		if l.Unsupported == "" {
-			v.layers[l.DiffID] = l
+		v.layers[l.DiffID] = l
+		hints, err := s.disk.Hints(l.DiffID)
+		lerr = errors.Join(lerr, err)
+		for _, h := range hints {
+			v.digests[l.DiffID] = append(v.digests[l.DiffID], h.Digest)
 		}
 	}
 	for _, img := range images {
@@ -277,7 +313,12 @@ func (s *Store) refresh(ctx context.Context) {
 		}
 	}
 	v.tags = s.tags(images)
-	s.kept.drop(v.named, s.hinted(v))
+	switch err := errors.Join(lerr, ierr); {
+	case err != nil:
+		s.log.WarnContext(ctx, "a part of what Docker has cannot be read; that part is not offered", "err", err)
+	case s.disk.Ready(): // else it is somewhere else, or not mounted, and may come back
+		s.kept.drop(v.named, v.digests)
+	}
 	s.mu.Lock()
 	s.view, s.altered = v, time.Now()
 	s.mu.Unlock()

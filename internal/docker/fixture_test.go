@@ -67,9 +67,14 @@ const repository = "registry.test/team/app"
 // build makes an image of one file, whose layer pack compresses.
 func build(t *testing.T, content []byte, pack func([]byte) []byte) image {
 	t.Helper()
+	return buildFile(t, "file", content, pack)
+}
+
+func buildFile(t *testing.T, name string, content []byte, pack func([]byte) []byte) image {
+	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	if err := w.WriteHeader(&tar.Header{Name: "file", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(content))}); err != nil {
+	if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(content))}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.Write(content); err != nil {

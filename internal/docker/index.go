@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -29,8 +30,17 @@ func (s *Store) indexPath(d oci.Digest) string {
 	return filepath.Join(s.c.Dir, "index", d.Algorithm().String()+"-"+d.Encoded())
 }
 
-// putIndex writes the index of a layer.
-func (s *Store) putIndex(d oci.Digest, index gzexact.Index) error {
+// putIndex writes the index of a layer, if it has one. Without it the layer can still be made, from its start.
+func (s *Store) putIndex(ctx context.Context, d oci.Digest, index gzexact.Index) {
+	if len(index.Points) == 0 {
+		return
+	}
+	if err := s.writeIndex(d, index); err != nil {
+		s.log.WarnContext(ctx, "index of a layer not written", "digest", d, "err", err)
+	}
+}
+
+func (s *Store) writeIndex(d oci.Digest, index gzexact.Index) error {
 	b := binary.BigEndian.AppendUint64(nil, uint64(index.Content))
 	b = binary.BigEndian.AppendUint64(b, uint64(index.Stream))
 	b = binary.BigEndian.AppendUint32(b, index.CRC)

@@ -221,8 +221,14 @@ func (k *kept) remove(d oci.Digest) {
 }
 
 // drop removes the manifests of images, and the layers, that Docker does not have: named are the digests that it knows images by,
-// content those that it saw its layers under.
-func (k *kept) drop(named, content map[oci.Digest]bool) {
+// digests those that it saw its layers under.
+func (k *kept) drop(named map[oci.Digest]bool, digests map[oci.Digest][]oci.Digest) {
+	content := make(map[oci.Digest]bool)
+	for _, list := range digests {
+		for _, d := range list {
+			content[d] = true
+		}
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	wanted := make(map[oci.Digest]bool)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"pier/internal/chain"
@@ -21,6 +22,9 @@ const (
 	learnedLost  = "lost"  // nor is it kept
 )
 
+// maxFaults is how often a layer is tried to be learned from that cannot be read.
+const maxFaults = 3
+
 // learn finds out how layers that arrived are made again, once Docker has unpacked them, until ctx ends.
 func (s *Store) learn(ctx context.Context) {
 	for {
@@ -32,6 +36,10 @@ func (s *Store) learn(ctx context.Context) {
 		for _, p := range s.pairs() {
 			if err := s.learnFrom(ctx, p); err != nil && ctx.Err() == nil {
 				s.log.WarnContext(ctx, "layer not learned; it is not offered once Docker alone has it", "digest", p.digest, "err", err)
+				s.mu.Lock()
+				p.faults++
+				p.settled = p.settled || p.faults >= maxFaults
+				s.mu.Unlock()
 			}
 		}
 		notify(s.studying)
@@ -58,39 +66,13 @@ func (s *Store) pairs() (list []pair) {
 		return nil
 	}
 	for _, l := range s.view.layers {
-		for _, d := range s.digests(l.DiffID) {
+		for _, d := range s.view.digests[l.DiffID] {
 			if a := s.arrived[d]; a != nil && !a.settled {
 				list = append(list, pair{a, l})
 			}
 		}
 	}
 	return list
-}
-
-// digests returns those that Docker saw a layer under: hints, which nobody proved.
-func (s *Store) digests(diffID oci.Digest) (list []oci.Digest) {
-	hints, err := s.disk.Hints(diffID)
-	if err != nil {
-		s.log.Debug("Docker's record of a layer cannot be read", "err", err)
-	}
-	for _, h := range hints {
-		list = append(list, h.Digest)
-	}
-	return list
-}
-
-// hinted returns the digests that Docker saw any of its layers under, if there are layers kept for whom that matters.
-func (s *Store) hinted(v view) map[oci.Digest]bool {
-	if n, _ := s.kept.layers(); n == 0 {
-		return nil
-	}
-	all := make(map[oci.Digest]bool)
-	for diffID := range v.layers {
-		for _, d := range s.digests(diffID) {
-			all[d] = true
-		}
-	}
-	return all
 }
 
 // learnFrom finds the recipe of a layer that arrived, or keeps the layer.
@@ -102,23 +84,18 @@ func (s *Store) learnFrom(ctx context.Context, p pair) error {
 	defer file.Close()
 	ctx, cancel := context.WithTimeout(ctx, waitForDocker) // what it contains may be a thousand times as large
 	defer cancel()
-	turn, err := s.take(ctx)
-	if err != nil {
-		return err
-	}
-	defer turn.end()
-	layer := turnReader{turn, file}
-	how, err := gzexact.Learn(ctx, layer, p.size)
-	if err == nil {
-		err = s.settle(ctx, p, layer, how)
-	}
+	how, err := s.recipeOf(ctx, p, file)
 	switch {
 	case err == nil:
-		return nil
+		s.learned[learnedExact].Inc()
+		return s.know(p.digest, how)
 	case !errors.Is(err, gzexact.ErrUnknown):
 		return err
 	}
-	kept, err := s.kept.putLayer(p.digest, p.size, io.NewSectionReader(file, 0, p.size), false)
+	kept, err := s.kept.putLayer(p.digest, p.size, &stoppable{ctx, io.NewSectionReader(file, 0, p.size)}, false)
+	if err != nil {
+		return err
+	}
 	outcome := learnedLost
 	if kept {
 		outcome = learnedKept
@@ -128,34 +105,45 @@ func (s *Store) learnFrom(ctx context.Context, p pair) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.settled = true
-	return err
+	return nil
 }
 
-// settle notes a recipe, once it is seen that what Docker has is what the layer contains. It returns [gzexact.ErrUnknown] where
-// it is not.
-func (s *Store) settle(ctx context.Context, p pair, file io.ReaderAt, how gzexact.Recipe) error {
-	content, err := open(io.NewSectionReader(file, 0, p.size), how)
+// recipeOf finds the recipe of a layer, and sees that what Docker has is what the layer contains. It returns [gzexact.ErrUnknown]
+// if nothing makes the layer, or makes it from that.
+func (s *Store) recipeOf(ctx context.Context, p pair, file io.ReaderAt) (recipe, error) {
+	if p.layer.Unsupported != "" {
+		return recipe{}, gzexact.ErrUnknown
+	}
+	turn, err := s.take(ctx)
 	if err != nil {
-		return err
+		return recipe{}, err
+	}
+	defer turn.end()
+	layer := turnReader{turn, file}
+	how, err := gzexact.Learn(ctx, layer, p.size)
+	if err != nil {
+		return recipe{}, err
+	}
+	content, err := open(io.NewSectionReader(layer, 0, p.size), how)
+	if err != nil {
+		return recipe{}, err
 	}
 	digester := p.layer.DiffID.Algorithm().Hash()
 	content = io.TeeReader(&stoppable{ctx, content}, digester)
+	var index gzexact.Index
 	if _, ok := how.Before(); ok {
-		var index gzexact.Index
-		if index, err = (gzexact.Encoder{Recipe: how}).Index(ctx, io.Discard, content); err == nil {
-			err = s.putIndex(p.digest, index)
-		}
+		index, err = gzexact.Encoder{Recipe: how}.Index(ctx, io.Discard, content)
 	} else {
 		_, err = io.Copy(io.Discard, content)
 	}
 	if err != nil {
-		return fmt.Errorf("docker: %w", err)
+		return recipe{}, fmt.Errorf("docker: %w", err)
 	}
 	if !chain.Matches(digester, p.layer.DiffID) {
-		return fmt.Errorf("docker: %s is not %s compressed: %w", p.digest, p.layer.DiffID, gzexact.ErrUnknown)
+		return recipe{}, fmt.Errorf("docker: %s is not %s compressed: %w", p.digest, p.layer.DiffID, gzexact.ErrUnknown)
 	}
-	s.learned[learnedExact].Inc()
-	return s.know(p.digest, recipe{p.layer.DiffID, p.size, how})
+	s.putIndex(ctx, p.digest, index)
+	return recipe{p.layer.DiffID, p.size, how}, nil
 }
 
 // know notes a recipe, which was proven.
@@ -166,7 +154,28 @@ func (s *Store) know(d oci.Digest, r recipe) error {
 		a.settled = true
 	}
 	s.altered = time.Now()
+	if s.recipes.full() {
+		s.forgetRecipes()
+	}
 	return s.recipes.put(d, r)
+}
+
+// forgetRecipes makes room by forgetting how layers are made that Docker does not have. The caller holds mu.
+func (s *Store) forgetRecipes() {
+	for d, r := range s.recipes.byDigest {
+		if _, here := s.view.layers[r.diffID]; !here {
+			delete(s.recipes.byDigest, d)
+			os.Remove(s.indexPath(d))
+		}
+	}
+	for diffID := range s.recipes.tried {
+		if _, here := s.view.layers[diffID]; !here {
+			delete(s.recipes.tried, diffID)
+		}
+	}
+	if err := s.recipes.renew(); err != nil {
+		s.log.Warn("recipes are not forgotten on disk", "err", err)
+	}
 }
 
 // open returns what a layer contains.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"pier/internal/gzexact"
@@ -89,8 +90,8 @@ func (r rebuilt) find(ref oci.Reference) (job, oci.Descriptor, error) {
 	r.s.mu.Lock()
 	defer r.s.mu.Unlock()
 	how, known := r.s.recipes.get(ref.Digest)
-	layer, here := r.s.view.layers[how.diffID]
-	if !known || !here || ref.Kind != oci.Blob {
+	layer := r.s.view.layers[how.diffID]
+	if !known || !r.s.makes(how) || ref.Kind != oci.Blob {
 		return job{}, oci.Descriptor{}, fmt.Errorf("docker: no layer %s: %w", ref.Digest, oci.ErrNotFound)
 	}
 	return job{recipe: how, layer: layer}, describe(ref.Digest, how.size), nil
@@ -112,7 +113,9 @@ func (r rebuilt) Open(ctx context.Context, ref oci.Reference, offset, length int
 	begin := r.s.seek(&job, ref.Digest, offset)
 	ctx, cancel := context.WithCancel(ctx)
 	pr, pw := io.Pipe()
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		err := r.s.rebuild(ctx, job, pw)
 		switch {
 		case err == nil || ctx.Err() != nil:
@@ -123,7 +126,8 @@ func (r rebuilt) Open(ctx context.Context, ref oci.Reference, offset, length int
 		}
 		_ = pw.CloseWithError(err) // it never fails
 	}()
-	m := &making{s: r.s, pipe: pr, cancel: cancel, skip: offset - begin, left: left, desc: desc}
+	desc.Missing = desc.Size // nothing of it is here yet, which is why the first byte may take a while
+	m := &making{s: r.s, pipe: pr, cancel: cancel, done: done, skip: offset - begin, left: left, desc: desc}
 	return m, desc, nil
 }
 
@@ -149,8 +153,12 @@ func (s *Store) rebuild(ctx context.Context, j job, w io.Writer) error {
 	}
 	defer tar.Close()
 	out := bufio.NewWriterSize(turnWriter{turn, w}, turnBytes)
-	workers, release := s.idle()
-	defer release()
+	workers := 0
+	if offset == 0 { // whoever reads a part may read it slowly
+		var release func()
+		workers, release = s.idle()
+		defer release()
+	}
 	encoder := gzexact.Encoder{Recipe: j.how, Workers: 1 + workers}
 	switch {
 	case j.how == gzexact.Identity():
@@ -184,8 +192,9 @@ type making struct {
 	s      *Store
 	pipe   *io.PipeReader
 	cancel context.CancelFunc
-	skip   int64 // bytes that nobody asked for
-	left   int64 // bytes to give
+	done   chan struct{} // closed when nothing is made any more
+	skip   int64         // bytes that nobody asked for
+	left   int64         // bytes to give
 	desc   oci.Descriptor
 }
 
@@ -219,7 +228,9 @@ func (m *making) short(err error) error {
 // Close ends the making.
 func (m *making) Close() error {
 	m.cancel()
-	return m.pipe.Close()
+	err := m.pipe.Close()
+	<-m.done
+	return err
 }
 
 // Blame implements [oci.Blamer].
@@ -236,6 +247,7 @@ func (r rebuilt) Blame(ref oci.Reference, origin string) {
 	r.s.log.Error("layer was not made as it was; its files in Docker's store, or the record of them, have changed: it is not offered any more", "digest", ref.Digest)
 	r.s.rebuiltFails.Inc()
 	r.s.altered = time.Now()
+	os.Remove(r.s.indexPath(ref.Digest))
 	if err := errors.Join(r.s.recipes.drop(ref.Digest), r.s.recipes.giveUp(how.diffID)); err != nil {
 		r.s.log.Warn("recipe not dropped on disk", "err", err)
 	}
@@ -246,7 +258,7 @@ func (s *Store) rebuildable() (list []oci.Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for d, r := range s.recipes.byDigest {
-		if _, here := s.view.layers[r.diffID]; here {
+		if s.makes(r) {
 			list = append(list, d)
 		}
 	}

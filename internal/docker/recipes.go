@@ -32,7 +32,7 @@ type recipes struct {
 }
 
 const (
-	maxRecipes = 1 << 16   // some 20 MB of memory if all are there, 300 bytes a layer
+	maxRecipes = 1 << 14   // 5 MB of memory if all are there, 300 bytes a layer
 	maxLines   = 64 << 20  // bytes of the file that are read
 	triedWord  = "tried-1" // changes when more encoders are known, so that all is tried again
 )
@@ -148,12 +148,22 @@ func (r *recipes) put(d oci.Digest, e recipe) error {
 	return r.append(line(d, e))
 }
 
+// full reports whether there is no room for more.
+func (r *recipes) full() bool { return len(r.byDigest) >= maxRecipes || len(r.tried) >= maxRecipes }
+
 // drop forgets a recipe that made something else.
 func (r *recipes) drop(d oci.Digest) error {
 	delete(r.byDigest, d)
+	return r.renew()
+}
+
+// renew writes the file anew. If that fails, the old one goes on.
+func (r *recipes) renew() error {
 	old := r.file
-	defer old.Close()
-	return r.rewrite()
+	if err := r.rewrite(); err != nil {
+		return fmt.Errorf("docker: %w", err)
+	}
+	return old.Close()
 }
 
 // giveUp notes that nothing makes a layer of this content.

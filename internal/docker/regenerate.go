@@ -27,8 +27,8 @@ func (st *student) images(ctx context.Context) {
 		switch {
 		case made:
 			st.s.look()
-		case known && st.failed[img.ID] == 0:
-			st.failed[img.ID]++
+		case known && !st.failed[img.ID]:
+			st.failed[img.ID] = true
 			st.s.log.InfoContext(ctx, "image is not offered under its digest: Docker does not keep its manifest, and none of the usual forms is it; pull it once more through this node, and it is",
 				"image", img.ID, "digest", missing[0])
 		}
@@ -58,7 +58,7 @@ func (st *student) manifest(img overlay2.Image, wanted []oci.Digest) (made, know
 	layers := make([]part, 0, len(img.DiffIDs))
 	st.s.mu.Lock()
 	for _, diffID := range img.DiffIDs {
-		for _, d := range st.s.digests(diffID) {
+		for _, d := range st.s.view.digests[diffID] {
 			if r, ok := st.s.recipes.get(d); ok && r.diffID == diffID {
 				layers = append(layers, part{d, r.size, compression(r.how)})
 				break

@@ -3,7 +3,6 @@ package docker
 import (
 	"bufio"
 	"context"
-	"errors"
 	"io"
 	"slices"
 	"time"
@@ -18,20 +17,22 @@ import (
 // study finds out, by trial, how the layers are made again that were in Docker before Pier came, and puts their manifests
 // together, until ctx ends. It rests for as long as it works, and gives way to all else that needs a processor.
 func (s *Store) study(ctx context.Context) {
-	st := student{s: s, failed: make(map[oci.Digest]int)}
+	st := student{s: s, failed: make(map[oci.Digest]bool)}
 	for {
 		select {
 		case <-s.studying:
 		case <-ctx.Done():
 			return
 		}
-		for _, l := range st.layers() {
+		for l, ok := st.next(); ok; l, ok = st.next() {
 			if err := st.layer(ctx, l); err != nil && ctx.Err() == nil {
 				s.log.WarnContext(ctx, "layer that was in Docker before cannot be studied", "diff_id", l.DiffID, "err", err)
+				st.failed[l.DiffID] = true
 			}
 			if ctx.Err() != nil {
 				return
 			}
+			st.images(ctx)
 		}
 		st.images(ctx)
 		if now := s.Layers(); now != st.told {
@@ -44,44 +45,43 @@ func (s *Store) study(ctx context.Context) {
 // A student is the state of study.
 type student struct {
 	s      *Store
-	found  []gzexact.Recipe // that made a layer of this Docker, the last first: an image's layers come from one builder
-	failed map[oci.Digest]int
-	told   Layers // in the log
+	found  []gzexact.Recipe    // that made a layer of this Docker, the last first: an image's layers come from one builder
+	failed map[oci.Digest]bool // layers that could not be read, and images that could not be put together: said once
+	told   Layers              // in the log
 }
 
-// layers returns those of which nothing is known.
-func (st *student) layers() (list []overlay2.Layer) {
+// next returns a layer of which nothing is known but the digests that Docker saw it under.
+func (st *student) next() (overlay2.Layer, bool) {
 	s := st.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	offered := s.offered()
 	for diffID, l := range s.view.layers {
-		if offered[diffID] || s.recipes.tried[diffID] || slices.ContainsFunc(s.digests(diffID), func(d oci.Digest) bool { return s.has(d) || s.arrived[d] != nil }) {
-			continue
+		known := func(d oci.Digest) bool { return s.has(d) || s.arrived[d] != nil }
+		digests := s.view.digests[diffID] // none: it was made here, and never pushed
+		if len(digests) > 0 && l.Unsupported == "" && !offered[diffID] && !s.recipes.tried[diffID] && !st.failed[diffID] && !slices.ContainsFunc(digests, known) {
+			return l, true
 		}
-		list = append(list, l)
 	}
-	return list
+	return overlay2.Layer{}, false
 }
 
 // layer tries what makes a layer that Docker saw under some digests.
 func (st *student) layer(ctx context.Context, l overlay2.Layer) error {
 	s := st.s
-	wanted := s.digests(l.DiffID)
-	if len(wanted) == 0 {
-		return nil // made here, and never pushed: it has no name elsewhere
-	}
+	s.mu.Lock()
+	wanted := s.view.digests[l.DiffID]
+	s.mu.Unlock()
 	if slices.Contains(wanted, l.DiffID) {
 		return s.know(l.DiffID, recipe{l.DiffID, l.Size, gzexact.Identity()}) // it never was compressed
 	}
-	for _, how := range slices.Concat(st.found, gzexact.Candidates()) {
+	others := slices.DeleteFunc(gzexact.Candidates(), func(r gzexact.Recipe) bool { return slices.Contains(st.found, r) })
+	for _, how := range slices.Concat(st.found, others) {
 		began := time.Now()
 		made, err := st.try(ctx, l, how)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Is(err, gzexact.ErrUnknown): // not with this build
-			continue
 		case err != nil:
 			return err
 		}
@@ -89,11 +89,7 @@ func (st *student) layer(ctx context.Context, l overlay2.Layer) error {
 			s.learned[learnedExact].Inc()
 			st.found = append([]gzexact.Recipe{how}, slices.DeleteFunc(st.found, func(r gzexact.Recipe) bool { return r == how })...)
 			s.log.InfoContext(ctx, "layer that was in Docker before can be made again", "digest", made.digest, "recipe", how.String())
-			if made.index.Points != nil {
-				if err := s.putIndex(made.digest, made.index); err != nil {
-					return err
-				}
-			}
+			s.putIndex(ctx, made.digest, made.index)
 			return s.know(made.digest, recipe{l.DiffID, made.size, how})
 		}
 		select {
