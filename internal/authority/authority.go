@@ -40,7 +40,7 @@ type Config struct {
 	// Dir holds ca.crt (mode 0644) and ca.key (0600). It is made if need be, with mode 0700.
 	Dir string
 
-	// Names are the hosts it may sign for: "registry.test", "*.registry.test" (its subdomains), addresses without
+	// Names are the hosts that one that is made may sign for: "registry.test", "*.registry.test" (its subdomains), addresses without
 	// brackets. Lower case, without ports. Nil, and any list with "*" in it, is all hosts.
 	Names []string
 
@@ -89,8 +89,9 @@ const (
 	maxLeaves = 256
 )
 
-// Open returns the authority in cfg.Dir, and makes it if there is none. Any number of processes may do so at once. An
-// authority that is expired, not yet valid or damaged is an error wrapping [ErrUnusable].
+// Open returns the authority in cfg.Dir, and makes it if there is none. Any number of processes may do so at once. One that is
+// damaged is an error wrapping [ErrUnusable]; one that is not valid now is none, since the clock of a machine that just started may
+// be wrong.
 func Open(cfg Config) (*Authority, error) {
 	a, err := Load(cfg)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -103,7 +104,7 @@ func Open(cfg Config) (*Authority, error) {
 		return nil, err
 	}
 	if err := a.usable(); err != nil {
-		return nil, err
+		a.cfg.Log.Warn("certificate authority cannot be used now", "err", err)
 	}
 	return a, nil
 }
@@ -121,11 +122,9 @@ func (a *Authority) usable() error {
 	return nil
 }
 
-// Permits reports whether the authority may sign for a host: a name, or an address with or without brackets.
-func (a *Authority) Permits(host string) bool {
-	host = plain(host)
-	return matches(a.cfg.Names, host) && allows(a.certs[0], host)
-}
+// Permits reports whether the authority may sign for a host, a name or an address with or without brackets: whether clients accept
+// that from it.
+func (a *Authority) Permits(host string) bool { return allows(a.certs[0], plain(host)) }
 
 // plain returns a host in lower case, without brackets and a dot at its end.
 func plain(host string) string {
@@ -134,19 +133,6 @@ func plain(host string) string {
 		return strings.TrimSuffix(inner, "]")
 	}
 	return host
-}
-
-// matches reports whether a host is among names.
-func matches(names []string, host string) bool {
-	addr, err := netip.ParseAddr(host)
-	return names == nil || slices.ContainsFunc(names, func(name string) bool {
-		if err == nil {
-			other, err := netip.ParseAddr(name)
-			return err == nil && other.Unmap() == addr.Unmap()
-		}
-		domain, sub := strings.CutPrefix(name, "*.")
-		return sub && strings.HasSuffix(host, "."+domain) || name == host
-	})
 }
 
 // Certificate returns a certificate for a host name or address, with the authority's own behind it. The error wraps

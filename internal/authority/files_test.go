@@ -106,7 +106,11 @@ func TestKeyAlone(t *testing.T) {
 func TestValidity(t *testing.T) {
 	dir := newDir(t)
 	for what, at := range map[string]time.Time{"expired": time.Now().AddDate(11, 0, 0), "not valid before": time.Now().AddDate(-1, 0, 0)} {
-		_, err := Open(Config{Dir: dir, Now: func() time.Time { return at }})
+		a, err := Open(Config{Dir: dir, Now: func() time.Time { return at }})
+		if err != nil { // its clock may be set later
+			t.Fatalf("%s: %v", what, err)
+		}
+		_, err = a.Certificate("registry.test")
 		if !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), "pier ca init --force") {
 			t.Errorf("%s: got error %v", what, err)
 		}

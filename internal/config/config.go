@@ -25,7 +25,7 @@ type Config struct {
 	DockerSocket     string   // "" means Docker's own default
 	DockerRoot       string   // Docker's data root as this process sees it; "" means what Docker says
 	LayerKeep        int64    // bytes of layers that are kept because Docker's classic store has lost them and nothing can make them again
-	RebuildCPU       int      // layers of Docker's classic store that are made again at once, each on a processor of its own; at least 1
+	RebuildCPU       int      // processors that make layers of Docker's classic store again; at least 1
 	DataDir          string   // what the node itself has to remember: its certificate authority, how layers are made again
 	CacheDir         string   // OCI image layout to keep content in; "" for none
 	CacheMaxBytes    int64    // bytes kept in CacheDir before eviction; 0 means no limit

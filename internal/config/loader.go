@@ -88,8 +88,8 @@ func (l *Loader) declareStores() {
 	path(&c.DockerSocket, "docker-socket", "`path` of Docker's socket (default Docker's own)")
 	path(&c.DockerRoot, "docker-root", "`path` of Docker's data root (default what Docker says)")
 	c.LayerKeep = 1 << 30
-	f.Var((*size)(&c.LayerKeep), "layer-keep", "keep up to this `size` of layers that Docker's classic store has unpacked and nothing can pack again as they were; 0 for none")
-	f.IntVar(&c.RebuildCPU, "rebuild-cpu", 1, "make at most this `number` of layers of Docker's classic store again at once, each on a processor of its own")
+	f.Var((*size)(&c.LayerKeep), "layer-keep", "keep up to this `size` of layers that Docker's classic store has unpacked and nothing can pack again as they were, and above 1GiB also those that were packed again lately; 0 for none")
+	f.IntVar(&c.RebuildCPU, "rebuild-cpu", 1, "use at most this `number` of processors to make layers of Docker's classic store again")
 	f.StringVar(&c.DataDir, "data-dir", defaultDataDir(), "`directory` of what this node has to remember: its certificate authority, how layers are made again")
 }
 

@@ -213,14 +213,7 @@ func (d *Directory) flush() {
 				if len(m.held)+len(m.dropped)+len(m.late) == maxKeys {
 					break
 				}
-				switch now {
-				case held:
-					m.held = append(m.held, key)
-				case late:
-					m.late = append(m.late, key)
-				default:
-					m.dropped = append(m.dropped, key)
-				}
+				m.note(key, now)
 				delete(keys, key)
 			}
 			if to != d.self.ID {
@@ -251,9 +244,31 @@ func (d *Directory) resend(number uint32, wait time.Duration) {
 			return
 		}
 		b.resends++
+		d.renew(b)
 		d.send(b.to, b.msg)
 		d.resend(number, 2*wait)
 	})
+}
+
+// renew brings an announcement up to date: what changed since was announced, too, perhaps before this one arrives.
+func (d *Directory) renew(b *batch) {
+	keys := slices.Concat(b.msg.held, b.msg.late, b.msg.dropped)
+	b.msg.held, b.msg.late, b.msg.dropped = nil, nil, nil
+	for _, key := range keys {
+		b.msg.note(key, d.holding(key).state())
+	}
+}
+
+// note adds what is so of a key to an announcement.
+func (m *message) note(key Key, now state) {
+	switch now {
+	case held:
+		m.held = append(m.held, key)
+	case late:
+		m.late = append(m.late, key)
+	default:
+		m.dropped = append(m.dropped, key)
+	}
 }
 
 // again has what was announced in vain announced anew, as far as it is still so: the network may have been away for less time

@@ -270,3 +270,37 @@ func TestMembersAreOrdered(t *testing.T) {
 		t.Errorf("joined %v, left %v", joined, left)
 	}
 }
+
+// An announcement that was lost, and is sent again, says what is so by then: a phantom holder stayed for twelve minutes.
+func TestWhatIsSentAgainIsUpToDate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t, 10)
+		k := testKey(1)
+		n := net.others(k)[0]
+		lost := false
+		net.losing(func(_, _ ID, kind kind) bool { return lost && kind == kindAnnounce })
+		lose := func(announce func()) {
+			lost = true
+			announce()
+			time.Sleep(2 * flushAfter)
+			lost = false
+		}
+		lose(func() { n.Hold([]Key{k}, nil) })
+		n.Hold(nil, []Key{k})
+		time.Sleep(2 * resendAfter << resends)
+		net.wantHolder(k, n, false)
+
+		n.HoldLate([]Key{k})
+		settle()
+		lose(func() { n.Hold([]Key{k}, nil) })
+		n.HoldLate([]Key{k})
+		time.Sleep(2 * resendAfter << resends)
+		for _, c := range net.coordinators(k) {
+			c.lock()
+			if holders := c.records[k].holders; len(holders) != 1 || !holders[0].late {
+				t.Errorf("%x knows of %+v, want one late holder", c.ID, holders)
+			}
+			c.unlock()
+		}
+	})
+}

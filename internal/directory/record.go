@@ -70,6 +70,9 @@ func (d *Directory) hold(r *record, h holder) {
 		return
 	}
 	full := len(r.holders) == maxHolders || d.kept.holders >= maxAllHolders
+	if full && h.late {
+		return // those who are there may be ready
+	}
 	if full && len(r.holders) > 0 {
 		r.holders[d.rand.IntN(len(r.holders))] = h
 		return

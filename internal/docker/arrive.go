@@ -36,13 +36,16 @@ type arrival struct {
 	faults  int  // how often it could not be learned from
 }
 
-// Spool returns what lends files to content on its way to Docker, and learns from it.
-func (s *Store) Spool() oci.Spool { return spool{s} }
+// Spool returns what lends files of another Spool to content on its way to Docker, and learns from it.
+func (s *Store) Spool(files oci.Spool) oci.Spool { return spool{files, s} }
 
-type spool struct{ s *Store }
+type spool struct {
+	files oci.Spool
+	s     *Store
+}
 
 func (p spool) Begin(ref oci.Reference) (oci.Partial, error) {
-	inner, err := p.s.c.Spool.Begin(ref)
+	inner, err := p.files.Begin(ref)
 	if err != nil {
 		return nil, err
 	}

@@ -48,8 +48,8 @@ type Info struct {
 }
 
 const (
-	askTimeout = 5 * time.Second
-	maxAnswer  = 4 << 20 // bytes of an answer that is read whole
+	askTimeout = 10 * time.Second // it counts images
+	maxAnswer  = 4 << 20          // bytes of an answer that is read whole
 )
 
 // Ask asks the Docker at a socket what it is.

@@ -33,13 +33,12 @@ import (
 // source is what Descriptor.Source says.
 const source = "docker"
 
-// Config says where Docker is, and what may be used on its behalf. Root, Dir, Spool and Made are needed.
+// Config says where Docker is, and what may be used on its behalf. Root, Dir and Files are needed.
 type Config struct {
 	Socket string    // of Docker's API; "": images are looked at every second only
 	Root   string    // Docker's data root, as this process sees it
 	Dir    string    // where to remember what Docker forgets
-	Spool  oci.Spool // lends files to content on its way
-	Made   oci.Spool // lends files to layers that are made again
+	Files  oci.Spool // lends files to layers that are made again
 
 	// Elsewhere is what other runtimes of this node have: content that arrived for them is not waited for. Nil: there are none.
 	Elsewhere oci.Source

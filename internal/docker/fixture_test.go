@@ -186,7 +186,7 @@ func (d *daemon) remove() {
 func (d *daemon) open(dir string, keep int64) *Store {
 	d.t.Helper()
 	s, err := Open(Config{
-		Root: d.root, Dir: dir, Spool: transfer.Temporary(d.t.TempDir()), Made: transfer.Temporary(d.t.TempDir()), Keep: keep,
+		Root: d.root, Dir: dir, Files: transfer.Temporary(d.t.TempDir()), Keep: keep,
 		Log: slog.New(slog.NewTextHandler(d.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	d.must(err)
@@ -205,7 +205,7 @@ func (d *daemon) open(dir string, keep int64) *Store {
 // arrive has content pass through s on its way to Docker.
 func arrive(t *testing.T, s *Store, ref oci.Reference, content []byte) {
 	t.Helper()
-	p, err := s.Spool().Begin(ref)
+	p, err := s.Spool(transfer.Temporary(t.TempDir())).Begin(ref)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ func (s *Store) MadeSpool() oci.Spool { return madeSpool{s} }
 type madeSpool struct{ s *Store }
 
 func (m madeSpool) Begin(ref oci.Reference) (oci.Partial, error) {
-	inner, err := m.s.c.Made.Begin(ref)
+	inner, err := m.s.c.Files.Begin(ref)
 	if err != nil {
 		return nil, err
 	}

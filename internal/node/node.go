@@ -76,9 +76,6 @@ func (n *Node) open(ctx context.Context) error {
 	if err := errors.Join(n.openStores(ctx), n.openCache(), n.openUpstreams()); err != nil {
 		return err
 	}
-	if err := n.openDocker(ctx); err != nil {
-		return err
-	}
 	return n.wire()
 }
 
@@ -89,7 +86,11 @@ func (n *Node) wire() error {
 	var proven []oci.Source
 	var made oci.Source = chain.First(n.log)
 	if d := n.stores.docker; d != nil {
-		engine.Spool = d.Spool()
+		var files oci.Spool = transfer.Temporary(spoolDir())
+		if n.cache != nil {
+			files = n.cache
+		}
+		engine.Spool = d.Spool(files)
 		found = append(found, chain.Once(n.log, "docker", d.Kept()))
 		proven = []oci.Source{d.Configs(), d.Arrived()}
 		n.made = d.Rebuilt().(chain.Holder)
@@ -151,7 +152,7 @@ func (n *Node) wire() error {
 		{name: "metrics", addr: n.cfg.MetricsListen, handler: n.metricsHandler()},
 	}
 	if n.forward.proxy != nil {
-		n.doors = append(n.doors, &door{name: "proxy", addr: n.cfg.ProxyListen, handler: n.counted(n.forward.proxy), drain: n.forward.proxy.Shutdown})
+		n.doors = append(n.doors, &door{name: "proxy", addr: n.cfg.ProxyListen, handler: n.forward.proxy, drain: n.forward.proxy.Shutdown})
 	}
 	n.doors = slices.DeleteFunc(n.doors, func(d *door) bool { return d.addr == "" })
 	return nil
@@ -250,6 +251,10 @@ func (n *Node) release(ctx context.Context) error {
 		errs = append(errs, n.engine.Close(ctx))
 	}
 	errs = append(errs, n.stores.close(ctx))
+	if n.forward.proxy != nil {
+		n.forward.proxy.Shutdown(ctx) // again, in case its door never opened
+		n.forward.gate.Close()
+	}
 	if n.peers.source != nil {
 		n.peers.source.Close()
 		n.peers.directory.Close()

@@ -45,9 +45,9 @@ func (n *Node) openProxy(answers registry.Config) error {
 	}
 	answers.Door, answers.Source, answers.PassAuthorization, answers.ByHost, answers.API = "proxy", n.full, true, true, nil
 	c := proxy.Config{
-		Registry: registry.New(answers), IsRegistry: known.has,
+		Registry: n.counted(registry.New(answers)), IsRegistry: known.has,
 		Dial: n.forward.gate.Dial, Transport: n.forward.gate, Ports: n.forward.gate.Ports,
-		Allow: n.cfg.ProxyAllow, Name: n.name, Log: n.log, Metrics: n.metrics,
+		AirGapped: n.cfg.AirGapped, Allow: n.cfg.ProxyAllow, Name: n.name, Log: n.log, Metrics: n.metrics,
 	}
 	if !slices.Contains(n.cfg.Intercept, config.InterceptNone) {
 		c.Certificate = n.certificates(list)

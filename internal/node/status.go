@@ -50,6 +50,9 @@ func (n *Node) unready() string {
 			return "containerd has not answered yet"
 		}
 	}
+	if n.stores.docker != nil && !n.stores.docker.Ready() {
+		return "what Docker has is being read"
+	}
 	return ""
 }
 

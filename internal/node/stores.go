@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,15 +30,19 @@ type stores struct {
 	rebuilds    *transfer.Engine    // makes the layers of docker
 }
 
-// openStores finds the runtimes. The classic store of Docker is opened later, since it needs what lends it files.
+// openStores finds the runtimes, and opens their stores. Without any, the node gets a cache of its own.
 func (n *Node) openStores(ctx context.Context) error {
 	if slices.Contains(n.cfg.Stores, config.StoreNone) {
 		return nil
 	}
-	if err := errors.Join(n.findContainerd(ctx), n.findDocker(ctx)); err != nil {
+	err := errors.Join(n.findContainerd(ctx), n.findDocker(ctx))
+	if err == nil && n.stores.dockerRoot != "" {
+		err = n.openDocker(ctx)
+	}
+	if err != nil {
 		return err
 	}
-	if len(n.stores.containerds) == 0 && n.stores.dockerRoot == "" && n.cfg.CacheDir == "" {
+	if len(n.stores.containerds) == 0 && n.stores.docker == nil && n.cfg.CacheDir == "" {
 		n.cfg.CacheDir = ownCacheDir()
 		n.log.InfoContext(ctx, "no container runtime found: keeping images in a cache directory of its own", "dir", n.cfg.CacheDir)
 	}
@@ -80,7 +83,7 @@ func (n *Node) mayUse(ctx context.Context, runtime, socket string) bool {
 
 // findDocker finds out where Docker keeps images: in a containerd, which becomes one of the runtimes, or in its classic store.
 func (n *Node) findDocker(ctx context.Context) error {
-	asked := slices.Contains(n.cfg.Stores, config.StoreDocker) || n.cfg.DockerSocket != "" || n.cfg.DockerRoot != ""
+	asked := n.asksForDocker()
 	socket, found := docker.Detect()
 	if n.cfg.DockerSocket != "" {
 		socket, found = n.cfg.DockerSocket, true
@@ -143,23 +146,20 @@ func sameFile(a, b string) bool {
 	return aerr == nil && berr == nil && os.SameFile(ia, ib)
 }
 
-// openDocker opens Docker's classic store, if it is here.
+// asksForDocker reports whether the configuration names Docker, rather than leaving it to be found.
+func (n *Node) asksForDocker() bool {
+	return slices.Contains(n.cfg.Stores, config.StoreDocker) || n.cfg.DockerSocket != "" || n.cfg.DockerRoot != ""
+}
+
+// openDocker opens Docker's classic store.
 func (n *Node) openDocker(ctx context.Context) error {
-	if n.stores.dockerRoot == "" {
-		return nil
-	}
-	made := transfer.Temporary(spoolDir())
-	spool := made
-	if n.cache != nil {
-		spool = n.cache
-	}
+	files := transfer.Temporary(spoolDir())
 	store, err := docker.Open(docker.Config{
-		Socket: n.stores.socket, Root: n.stores.dockerRoot, Dir: filepath.Join(n.cfg.DataDir, "docker"), Spool: spool, Made: made,
-		Keep: n.cfg.LayerKeep, CPU: n.cfg.RebuildCPU, Log: n.log, Metrics: n.metrics,
+		Socket: n.stores.socket, Root: n.stores.dockerRoot, Dir: filepath.Join(n.cfg.DataDir, "docker"), Files: files,
+		Keep: n.cfg.LayerKeep, CPU: n.cfg.RebuildCPU, Elsewhere: chain.First(n.log, n.containerds()...), Log: n.log, Metrics: n.metrics,
 	})
 	if err != nil {
-		asked := slices.Contains(n.cfg.Stores, config.StoreDocker) || !errors.Is(err, fs.ErrPermission)
-		return n.cannot(ctx, asked, err)
+		return n.cannot(ctx, n.asksForDocker(), err)
 	}
 	n.stores.docker = store
 	n.stores.rebuilds = transfer.New(transfer.Config{
@@ -171,10 +171,18 @@ func (n *Node) openDocker(ctx context.Context) error {
 // has reports whether there is a runtime that fetches by itself what its client is answered it is not here.
 func (s *stores) has() bool { return len(s.containerds) > 0 }
 
-// held are the Sources of what runtimes have ready, each proven the first time it is served, or by itself.
-func (n *Node) held() (sources []oci.Source) {
+// containerds are the Sources of what containerds have.
+func (n *Node) containerds() (sources []oci.Source) {
 	for _, store := range n.stores.containerds {
-		sources = append(sources, chain.Once(n.log, "containerd", store))
+		sources = append(sources, store)
+	}
+	return sources
+}
+
+// held are the Sources of what runtimes have ready on disk, each proven the first time it is served.
+func (n *Node) held() (sources []oci.Source) {
+	for _, src := range n.containerds() {
+		sources = append(sources, chain.Once(n.log, "containerd", src))
 	}
 	return sources
 }

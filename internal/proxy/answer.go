@@ -90,6 +90,10 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, o origin, registr
 	if registry {
 		asked = classify(r)
 	}
+	if registry && p.cfg.AirGapped {
+		e.alone(asked)
+		return
+	}
 	switch asked {
 	case ping:
 		e.ask(pingTime, e.pong)
@@ -102,6 +106,18 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, o origin, registr
 	}
 }
 
+// alone answers a request to a registry that is not asked.
+func (e *exchange) alone(asked question) {
+	switch asked {
+	case ping:
+		e.pong()
+	case presence, content:
+		e.registry()
+	default:
+		e.p.refuse(e.w, e.r, errAirGapped)
+	}
+}
+
 // registry has the registry handler answer, or the registry itself where that finds that the client has to authenticate.
 func (e *exchange) registry() {
 	e.count = e.p.meter.registry
@@ -111,7 +127,7 @@ func (e *exchange) registry() {
 	r.RequestURI = r.URL.RequestURI()
 	e.w.hold = true
 	e.p.cfg.Registry.ServeHTTP(e.w, r)
-	if e.w.release() {
+	if e.w.release() && !e.p.cfg.AirGapped { // there nobody asks for credentials
 		e.pass(e.ctx)
 	}
 }

@@ -29,7 +29,9 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	g := &guest{p: p, origin: o, remote: r.RemoteAddr, start: time.Now()}
-	if g.cert = p.certificate(r.Context(), o); g.cert == nil {
+	if g.cert = p.certificate(r.Context(), o); g.cert == nil && p.cfg.AirGapped && p.cfg.IsRegistry(o.scheme, o.name()) {
+		err = errAirGapped
+	} else if g.cert == nil {
 		var target net.Conn
 		if target, err = p.dial(r.Context(), o); err == nil {
 			g.setTarget(target)
@@ -41,7 +43,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) error {
 	switch {
 	case err != nil:
 		g.Close()
-		p.leave(nil)
+		p.leave(g)
 		if errors.Is(err, errGone) {
 			return nil
 		}

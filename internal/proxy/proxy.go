@@ -51,6 +51,9 @@ type Config struct {
 	// Ports reports whether CONNECT may reach a port of a host.
 	Ports func(host string, port uint16) bool
 
+	// AirGapped says that registries are not asked: what Registry does not have is not there, and what is not a pull is refused.
+	AirGapped bool
+
 	// Allow are the clients that may come beside those of this machine's loopback addresses.
 	Allow []netip.Prefix
 
@@ -154,6 +157,9 @@ func (e *refusal) Unwrap() error { return e.cause }
 func refusef(status int, format string, args ...any) error {
 	return &refusal{status: status, text: fmt.Sprintf(format, args...)}
 }
+
+// errAirGapped refuses what only a registry could answer.
+var errAirGapped = refusef(http.StatusForbidden, "this node asks no registry, by --air-gapped")
 
 // refuse answers a request that came to nothing.
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, err error) {
