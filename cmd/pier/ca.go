@@ -187,7 +187,7 @@ func (c *changer) authority() (*authority.Authority, error) {
 	a, err := authority.Load(authority.Config{Dir: c.dataDir})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("no certificate authority in %s: make one with 'pier ca init', or say where it is with --data-dir", c.dataDir)
+		return nil, fmt.Errorf("no certificate authority in %s: 'pier serve' makes it when it starts; if it has another --data-dir, or runs as another user, name its directory with --data-dir; or make one with 'pier ca init'", c.dataDir)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%w; run it as root, or as the user that the node runs as", err)
 	}
