@@ -19,7 +19,7 @@ const (
 	// other, and large ones take minutes on a slow disk.
 	waitForDocker = 15 * time.Minute
 
-	maxArrived = 256 // contents held at once; those beyond are not, and not learned from
+	maxArrived = 256 // contents held at once; of more the oldest go
 
 	// Of the file system that has the files, so much stays free: a tenth, but no more than that many bytes.
 	freeShare = 10
@@ -67,7 +67,11 @@ func (p partial) Commit(ref oci.Reference, desc oci.Descriptor) error {
 
 func (s *Store) arrive(ref oci.Reference, desc oci.Descriptor, file *os.File) error {
 	if ref.Kind == oci.Manifest {
-		if err := s.kept.putManifest(ref.Digest, io.NewSectionReader(file, 0, desc.Size)); err != nil {
+		content, err := io.ReadAll(io.NewSectionReader(file, 0, min(desc.Size, oci.MaxManifest)))
+		if err != nil {
+			return err
+		}
+		if err := s.kept.putManifest(ref.Digest, content); err != nil {
 			return err
 		}
 		s.look() // tags may have something to name
@@ -80,9 +84,12 @@ func (s *Store) arrive(ref oci.Reference, desc oci.Descriptor, file *os.File) er
 	a := &arrival{digest: ref.Digest, size: desc.Size, file: own, at: time.Now()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.arrived[a.digest] != nil || len(s.arrived) >= maxArrived {
+	if s.arrived[a.digest] != nil || s.full(own) {
 		own.Close()
 		return nil
+	}
+	if len(s.arrived) >= maxArrived {
+		s.letGo(s.oldest())
 	}
 	s.arrived[a.digest], s.altered = a, time.Now()
 	notify(s.read) // Docker may have had what it contains before
@@ -94,21 +101,28 @@ func reopen(f *os.File) (*os.File, error) {
 	return os.Open("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
 }
 
+// reopenArrival returns a descriptor of an arrival's file, or nil if it was let go of.
+func (s *Store) reopenArrival(a *arrival) (*os.File, error) {
+	s.mu.Lock() // so that its descriptor is not closed, and another file's, before it is opened again
+	defer s.mu.Unlock()
+	if s.arrived[a.digest] != a {
+		return nil, nil //nolint:nilnil // that is no fault
+	}
+	return reopen(a.file)
+}
+
 // forget lets go of what arrived and is in Docker by now, or will not come there any more, and where the disk is nearly full, of what
 // came first.
 func (s *Store) forget(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var first *arrival
 	for d, a := range s.arrived {
 		_, learned := s.recipes.get(d) // then it was in Docker: if it is not any more, its image was removed
 		if a.settled && (learned || s.has(d)) || now.Sub(a.at) > waitForDocker || s.elsewhere(d) {
 			s.letGo(a)
-		} else if first == nil || a.at.Before(first.at) {
-			first = a
 		}
 	}
-	if first != nil && s.full(first.file) {
+	if first := s.oldest(); first != nil && s.full(first.file) {
 		s.log.Warn("the disk is nearly full: content on its way to Docker is not held for other nodes", "digest", first.digest, "bytes", first.size)
 		s.letGo(first)
 	}
@@ -121,6 +135,16 @@ func (s *Store) elsewhere(d oci.Digest) bool {
 	}
 	_, err := s.c.Elsewhere.Resolve(context.Background(), oci.Reference{Kind: oci.Blob, Digest: d})
 	return err == nil
+}
+
+// oldest returns what arrived first, or nil. The caller holds mu.
+func (s *Store) oldest() (first *arrival) {
+	for _, a := range s.arrived {
+		if first == nil || a.at.Before(first.at) {
+			first = a
+		}
+	}
+	return first
 }
 
 // letGo lets go of an arrival. The caller holds mu.

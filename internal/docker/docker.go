@@ -61,6 +61,7 @@ type Store struct {
 
 	processors chan struct{} // a token for each processor that makes layers, or finds out how, see turn
 	places     chan struct{} // a token for each layer that is being made
+	parts      chan struct{} // and for each part of one
 	changed    chan struct{} // holds one element if Docker may have changed
 	read       chan struct{} // holds one element if view is new
 	studying   chan struct{} // holds one element if there may be something to study
@@ -114,7 +115,7 @@ func Open(c Config) (*Store, error) {
 	}
 	s := &Store{
 		c: c, log: c.Log, disk: disk, lock: lock, recipes: recipes, full: nearlyFull,
-		processors: make(chan struct{}, c.CPU), places: make(chan struct{}, maxMaking), changed: make(chan struct{}, 1), read: make(chan struct{}, 1), studying: make(chan struct{}, 1),
+		processors: make(chan struct{}, c.CPU), places: make(chan struct{}, maxMaking), parts: make(chan struct{}, maxMaking), changed: make(chan struct{}, 1), read: make(chan struct{}, 1), studying: make(chan struct{}, 1),
 		arrived:      make(map[oci.Digest]*arrival),
 		rebuiltBytes: c.Metrics.NewCounter("pier_rebuilt_bytes_total"),
 		rebuiltFails: c.Metrics.NewCounter("pier_rebuild_failures_total"),

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -28,13 +29,16 @@ type kept struct {
 	mu        sync.Mutex // guards all below
 	manifests map[oci.Digest]manifest
 	content   map[oci.Digest]layer
-	bytes     int64 // of content
-	spares    int64 // bytes of spare ones
+	bytes     int64               // of content
+	spares    int64               // bytes of spare ones
+	written   int64               // bytes of manifests
+	named     map[oci.Digest]bool // manifests that Docker knows images by, as of the last drop
 	altered   time.Time
 }
 
 type manifest struct {
 	came     time.Time
+	size     int64
 	children []oci.Digest // manifests that it names, if it is an index
 }
 
@@ -47,8 +51,11 @@ type layer struct {
 // unnamed is how long a manifest is kept that Docker does not know an image by: it may not have got there yet.
 const unnamed = time.Hour
 
-// maxManifests bounds the manifests kept: at some kilobytes each, 100 MB of disk, and 3 MB of memory.
-const maxManifests = 1 << 14
+// Bounds of the manifests kept. Where there are more, those go first that Docker does not know an image by.
+const (
+	maxManifests     = 1 << 14   // 3 MB of memory
+	maxManifestBytes = 256 << 20 // of disk: they have some kilobytes each
+)
 
 // needed is how much of the quota, in bytes, is for layers that nothing makes again; only what exceeds it is for spare ones.
 const needed = 1 << 30
@@ -71,7 +78,8 @@ func openKept(dir string, quota int64, isSpare func(oci.Digest) bool, log *slog.
 	for _, d := range list {
 		ref := oci.Reference{Kind: oci.Manifest, Digest: d}
 		if desc, at, err := k.blobs.Stat(dir, ref); err == nil {
-			k.manifests[d] = manifest{came: at, children: k.children(desc.Digest)}
+			k.manifests[d] = manifest{came: at, size: desc.Size, children: k.children(desc.Digest)}
+			k.written += desc.Size
 			continue
 		}
 		ref.Kind = oci.Blob
@@ -121,25 +129,43 @@ func (k *kept) layers() (count int, bytes int64) {
 	return len(k.content), k.bytes
 }
 
-// putManifest keeps a manifest, which was proven. One that cannot be parsed is refused.
-func (k *kept) putManifest(d oci.Digest, r io.Reader) error {
+// putManifest keeps a manifest. One that cannot be parsed is refused.
+func (k *kept) putManifest(d oci.Digest, content []byte) error {
 	if _, ok := k.manifest(d); ok {
 		return nil
 	}
-	k.mu.Lock()
-	full := len(k.manifests) >= maxManifests
-	k.mu.Unlock()
-	if full {
-		return fmt.Errorf("docker: %d manifests are kept, which is as many as are kept", maxManifests)
+	info, err := oci.ParseManifest(content)
+	if err != nil {
+		return fmt.Errorf("docker: manifest %s: %w", d, err)
 	}
-	if err := k.write(d, r); err != nil {
+	if err := k.write(d, bytes.NewReader(content)); err != nil {
 		return err
 	}
-	m := manifest{came: time.Now(), children: k.children(d)}
+	m := manifest{came: time.Now(), size: int64(len(content))}
+	for _, child := range info.Manifests {
+		m.children = append(m.children, child.Digest)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.manifests[d], k.altered = m, time.Now()
+	k.written += m.size
+	for len(k.manifests) > maxManifests || k.written > maxManifestBytes {
+		k.remove(k.leastManifest(d))
+	}
 	return nil
+}
+
+// leastManifest returns the manifest that is missed least, but for one: of those that Docker does not know an image by, or else of
+// all, the one that came first. The caller holds mu.
+func (k *kept) leastManifest(but oci.Digest) (least oci.Digest) {
+	for d, m := range k.manifests {
+		switch l := k.manifests[least]; {
+		case d == but:
+		case least == "", k.named[least] && !k.named[d], k.named[least] == k.named[d] && m.came.Before(l.came):
+			least = d
+		}
+	}
+	return least
 }
 
 // putLayer keeps a layer, which was proven, if the quota has room for it when others go. It reports whether it did.
@@ -169,14 +195,17 @@ func (k *kept) add(d oci.Digest, l layer) {
 	}
 }
 
-// write puts content under its name once all of it is on the disk.
+// write puts content under its name once all of it is on the disk, and proven.
 func (k *kept) write(d oci.Digest, r io.Reader) error {
 	f, err := os.CreateTemp(filepath.Join(k.root, "tmp"), "new-*")
 	if err != nil {
 		return fmt.Errorf("docker: %w", err)
 	}
 	defer os.Remove(f.Name()) // does nothing once it has its name
-	_, err = io.Copy(f, r)
+	digester := d.Algorithm().Hash()
+	if _, err = io.Copy(io.MultiWriter(f, digester), r); err == nil && !chain.Matches(digester, d) {
+		err = fmt.Errorf("%s: %w", d, oci.ErrDigestMismatch)
+	}
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
 		err = os.Rename(f.Name(), chain.BlobPath(k.root, d))
 	}
@@ -215,6 +244,7 @@ func (k *kept) remove(d oci.Digest) {
 	if k.content[d].spare {
 		k.spares -= k.content[d].size
 	}
+	k.written -= k.manifests[d].size
 	delete(k.content, d)
 	delete(k.manifests, d)
 	k.altered = time.Now()
@@ -231,6 +261,7 @@ func (k *kept) drop(named map[oci.Digest]bool, digests map[oci.Digest][]oci.Dige
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.named = named
 	wanted := make(map[oci.Digest]bool)
 	for d, m := range k.manifests {
 		if named[d] || time.Since(m.came) < unnamed {

@@ -77,9 +77,12 @@ func (s *Store) pairs() (list []pair) {
 
 // learnFrom finds the recipe of a layer that arrived, or keeps the layer.
 func (s *Store) learnFrom(ctx context.Context, p pair) error {
-	file, err := reopen(p.file)
+	file, err := s.reopenArrival(p.arrival)
 	if err != nil {
 		return err
+	}
+	if file == nil {
+		return nil // it was let go of
 	}
 	defer file.Close()
 	ctx, cancel := context.WithTimeout(ctx, waitForDocker) // what it contains may be a thousand times as large
@@ -111,8 +114,11 @@ func (s *Store) learnFrom(ctx context.Context, p pair) error {
 // recipeOf finds the recipe of a layer, and sees that what Docker has is what the layer contains. It returns [gzexact.ErrUnknown]
 // if nothing makes the layer, or makes it from that.
 func (s *Store) recipeOf(ctx context.Context, p pair, file io.ReaderAt) (recipe, error) {
-	if p.layer.Unsupported != "" {
+	switch {
+	case p.layer.Unsupported != "":
 		return recipe{}, gzexact.ErrUnknown
+	case p.digest == p.layer.DiffID:
+		return recipe{p.layer.DiffID, p.size, gzexact.Identity()}, s.hasContent(ctx, p.layer)
 	}
 	turn, err := s.take(ctx)
 	if err != nil {
@@ -142,8 +148,25 @@ func (s *Store) recipeOf(ctx context.Context, p pair, file io.ReaderAt) (recipe,
 	if !chain.Matches(digester, p.layer.DiffID) {
 		return recipe{}, fmt.Errorf("docker: %s is not %s compressed: %w", p.digest, p.layer.DiffID, gzexact.ErrUnknown)
 	}
+	if err := s.hasContent(ctx, p.layer); err != nil {
+		return recipe{}, err
+	}
 	s.putIndex(ctx, p.digest, index)
 	return recipe{p.layer.DiffID, p.size, how}, nil
+}
+
+// hasContent reads all of a layer's content once: Docker may be unable to give it back, if a tar has a name twice, for one. Then
+// the error is [gzexact.ErrUnknown].
+func (s *Store) hasContent(ctx context.Context, l overlay2.Layer) error {
+	tar, err := s.disk.Tar(ctx, l, 0)
+	if err == nil {
+		defer tar.Close()
+		_, err = io.Copy(io.Discard, tar)
+	}
+	if errors.Is(err, oci.ErrDigestMismatch) || errors.Is(err, oci.ErrUnsupported) {
+		return fmt.Errorf("%w: %w", gzexact.ErrUnknown, err)
+	}
+	return err
 }
 
 // know notes a recipe, which was proven.

@@ -72,7 +72,7 @@ func (st *student) manifest(img overlay2.Image, wanted []oci.Digest) (made, know
 	for _, b := range forms(part{img.ID, int64(len(config)), ""}, layers) {
 		for _, want := range wanted {
 			if digest.FromBytes(b) == want {
-				err := st.s.kept.putManifest(want, bytes.NewReader(b))
+				err := st.s.kept.putManifest(want, b)
 				if err != nil {
 					st.s.log.Warn("manifest not kept", "digest", want, "err", err)
 				}

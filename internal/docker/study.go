@@ -42,6 +42,9 @@ func (s *Store) study(ctx context.Context) {
 	}
 }
 
+// maxStudy bounds the time that is spent on one layer.
+const maxStudy = time.Hour
+
 // A student is the state of study.
 type student struct {
 	s      *Store
@@ -69,6 +72,8 @@ func (st *student) next() (overlay2.Layer, bool) {
 // layer tries what makes a layer that Docker saw under some digests.
 func (st *student) layer(ctx context.Context, l overlay2.Layer) error {
 	s := st.s
+	ctx, cancel := context.WithTimeout(ctx, maxStudy)
+	defer cancel()
 	s.mu.Lock()
 	wanted := s.view.digests[l.DiffID]
 	s.mu.Unlock()

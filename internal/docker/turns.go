@@ -120,11 +120,16 @@ func (s *Store) idle() (n int, done func()) {
 // maxMaking is how many layers are made at once, whatever the processors: each takes up to 4 MB. Those beyond wait until one is done.
 const maxMaking = 4
 
-// place waits for a place among the layers that are made. Whoever has it calls done.
-func (s *Store) place(ctx context.Context) (done func(), err error) {
+// place waits for a place among the layers that are made, or among the parts of such, which clients may read slowly. Whoever has it
+// calls done.
+func (s *Store) place(ctx context.Context, part bool) (done func(), err error) {
+	places := s.places
+	if part {
+		places = s.parts
+	}
 	select {
-	case s.places <- struct{}{}:
-		return func() { <-s.places }, nil
+	case places <- struct{}{}:
+		return func() { <-places }, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("docker: %d layers are being made: %w: %w", maxMaking, oci.ErrUnavailable, ctx.Err())
 	}

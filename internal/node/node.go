@@ -86,7 +86,7 @@ func (n *Node) wire() error {
 	var proven []oci.Source
 	var made oci.Source = chain.First(n.log)
 	if d := n.stores.docker; d != nil {
-		var files oci.Spool = transfer.Temporary(spoolDir())
+		files := transfer.Temporary(spoolDir())
 		if n.cache != nil {
 			files = n.cache
 		}

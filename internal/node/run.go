@@ -150,6 +150,9 @@ func (n *Node) ready(ctx context.Context) {
 	if host, _, err := net.SplitHostPort(n.cfg.Listen); err == nil && !isLoopback(host) && n.cfg.TLSClientCA == "" {
 		n.log.WarnContext(ctx, "the node door is open to the network: whoever reaches it pulls through this node, with this node's credentials")
 	}
+	if len(n.cfg.ProxyAllow) > 0 {
+		n.log.WarnContext(ctx, "the proxy is open to other machines: they pull through this node, those without credentials of their own with this node's", "networks", n.cfg.ProxyAllow)
+	}
 	if n.peers.group != nil && n.peers.server == nil {
 		n.log.WarnContext(ctx, "no cluster key: whoever is on this network can read what this node has, and answer for other nodes; see --cluster-key-file")
 	}

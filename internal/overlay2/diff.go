@@ -103,8 +103,14 @@ func (f *files) directory(name string) (*os.Root, error) {
 	return dir, nil
 }
 
-// maxLinks is how many symbolic links a name may lead through, as in Linux (path_resolution(7)).
-const maxLinks = 40
+const (
+	// maxLinks is how many symbolic links a name may lead through, as in Linux (path_resolution(7)).
+	maxLinks = 40
+
+	// maxSteps is how many directories are looked into for one name: each look takes as many as the place is deep, and forty links
+	// of four kilobytes, which the kernel follows in no time, would take a minute.
+	maxSteps = 4096
+)
 
 // resolve returns name, a path in the layer's image, free of links. As for a process in a container, "/" is the root of
 // the image, and ".." there is the root again. Where the kernel does not let Docker write into a layer's directory directly
@@ -113,7 +119,7 @@ const maxLinks = 40
 // leads through real directories of this layer, and resolve is not called.
 func (f *files) resolve(name string) (string, error) {
 	var real string
-	links := 0
+	links, steps := 0, 0
 	for rest := name; rest != ""; {
 		var next string
 		next, rest, _ = strings.Cut(rest, "/")
@@ -126,6 +132,9 @@ func (f *files) resolve(name string) (string, error) {
 			continue
 		}
 		next = path.Join(real, next)
+		if steps += 1 + strings.Count(next, "/"); steps > maxSteps {
+			return "", fmt.Errorf("%q leads through too many directories: %w", name, oci.ErrUnsupported)
+		}
 		target, err := f.link(next)
 		if err != nil {
 			return "", err

@@ -427,3 +427,36 @@ func TestWhiteoutWithContent(t *testing.T) {
 		t.Errorf("got %d bytes and error %v, want ErrUnsupported", len(got), err)
 	}
 }
+
+// Forty links of four kilobytes each took a minute to follow, for one file of one byte.
+func TestLinksThroughManyDirectories(t *testing.T) {
+	dir := t.TempDir()
+	deep := strings.Repeat("a/", 800)
+	detour := "/" + deep + strings.Repeat("../", 800)
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(dir, deep), 0o755),
+		os.MkdirAll(filepath.Join(dir, "d"), 0o755),
+		os.WriteFile(filepath.Join(dir, "d/f"), []byte("x"), 0o600),
+		os.Symlink(detour+"d", filepath.Join(dir, "l0")),
+		os.Symlink(detour+"l0", filepath.Join(dir, "l1")),
+		os.Symlink("/d", filepath.Join(dir, "short")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := files{root: root, lowers: func() []string { return nil }}
+	defer f.close()
+	if _, err := f.open("l1/f", 1); !errors.Is(err, oci.ErrUnsupported) {
+		t.Errorf("got error %v, want ErrUnsupported", err)
+	}
+	file, err := f.open("short/f", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file.Close()
+}
