@@ -259,6 +259,23 @@ func unasked(err error) bool {
 	return true
 }
 
+// A Forgetter remembers what tags name, and forgets it when it is told that a tag names something else by now.
+type Forgetter interface {
+	Forget(ref oci.Reference) // ref has a tag
+}
+
+// Forget implements [Forgetter]: for all who asked, whatever their credentials.
+func (f *fresh) Forget(ref oci.Reference) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	name := ref.WithDigest("").String()
+	for key := range f.known {
+		if key.name == name {
+			delete(f.known, key)
+		}
+	}
+}
+
 func (f *fresh) remembered(key tagKey) (oci.Descriptor, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -232,3 +232,23 @@ func TestFreshAnotherNodeDoesNotWaitForAQuestionThatWaits(t *testing.T) {
 		<-done
 	})
 }
+
+// A tag that was pushed through this node names what was pushed, at once, and for everybody.
+func TestFreshForgets(t *testing.T) {
+	up, local := newFaulty(), newFaulty()
+	up.Image(app, []byte("old"))
+	f := freshOf(up, local)
+	alice := oci.WithAuthorization(t.Context(), "Basic YTpi")
+	for _, ctx := range []context.Context{t.Context(), alice} {
+		if _, err := f.Resolve(ctx, app); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := up.Image(app, []byte("new"))
+	f.(Forgetter).Forget(app)
+	for _, ctx := range []context.Context{t.Context(), alice} {
+		if desc, err := f.Resolve(ctx, app); err != nil || desc.Digest != next.Digest {
+			t.Errorf("got %+v, %v; want %s", desc, err, next.Digest)
+		}
+	}
+}

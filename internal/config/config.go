@@ -15,9 +15,11 @@ type Config struct {
 	PeerListen    string // host:port of the peer door, which serves what this node has; "" for none
 	MetricsListen string // host:port of metrics and health; "" for none
 
-	ProxyListen string         // host:port of the forward proxy; "" for none
-	ProxyAllow  []netip.Prefix // clients of the proxy that are not on this machine
-	Intercept   []string       // patterns of the registries whose TLS the proxy answers; none: those that are known as registries
+	ProxyListen string // host:port of the forward proxy; "" for none
+	// ProxyByDefault says that nobody asked for a proxy: if there is another one already, this node needs none.
+	ProxyByDefault bool
+	ProxyAllow     []netip.Prefix // clients of the proxy that are not on this machine
+	Intercept      []string       // patterns of the registries whose TLS the proxy answers; none: those that are known as registries
 
 	Stores           []string // runtime stores to serve from: StoreAuto, StoreContainerd, StoreDocker, or StoreNone alone
 	ContainerdSocket string   // "" means containerd's own default

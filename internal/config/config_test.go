@@ -41,7 +41,7 @@ func write(t *testing.T, name, content string) string {
 
 func defaults() config.Config {
 	return config.Config{
-		Listen: "127.0.0.1:5001", PeerListen: ":5000", MetricsListen: ":9090", ProxyListen: "127.0.0.1:3128",
+		Listen: "127.0.0.1:5001", PeerListen: ":5000", MetricsListen: ":9090", ProxyListen: "127.0.0.1:3128", ProxyByDefault: true,
 		Stores: []string{config.StoreAuto}, LayerKeep: 1 << 30, RebuildCPU: 1, DataDir: dataDir(), DefaultRegistry: "docker.io",
 		PullTimeout: time.Minute, TagTTL: 30 * time.Second,
 		MDNS: true, GossipListen: ":7946", Cluster: "pier", PeerSlots: 16, Fetchers: 1,

@@ -136,6 +136,7 @@ func (l *Loader) Load(environ []string) (c Config, warnings []string, err error)
 		l.file = env[f.Name]
 	}
 	keys, whole := l.readFile()
+	l.config.ProxyByDefault = !l.flags.Lookup("proxy-listen").Changed && env["proxy-listen"] == "" && keys["proxy-listen"] == nil
 	l.flags.VisitAll(func(f *pflag.Flag) {
 		if f.Changed {
 			return

@@ -45,10 +45,13 @@ const (
 
 var errMessage = errors.New("malformed message")
 
-// Offsets, in messages and answers, of who has all of the content.
+// Offsets of who has all of the content, and of who has it once it has made it. In messages the first is 0, and the second more than
+// any content has, as which nodes that know nothing of it take it.
 const (
 	whole     = -1
-	wholeLate = -2 // once it has made it
+	wholeLate = -2
+
+	lateOffset = 1 << 62
 )
 
 // A message is any message; a kind uses some of the fields.
@@ -76,7 +79,10 @@ func (m message) encode() []byte {
 	switch m.kind {
 	case kindAnnounce:
 		b = binary.BigEndian.AppendUint32(b, m.number)
-		b = appendKeys(appendKeys(appendKeys(b, m.held), m.dropped), m.late)
+		b = appendKeys(appendKeys(b, m.held), m.dropped)
+		if len(m.late) > 0 { // older nodes know of no third list
+			b = appendKeys(b, m.late)
+		}
 	case kindAck:
 		b = binary.BigEndian.AppendUint32(b, m.number)
 	case kindAsk:
@@ -93,7 +99,7 @@ func (m message) encode() []byte {
 		b = append(b, byte(len(m.sources)))
 		for _, s := range m.sources {
 			b = binary.BigEndian.AppendUint64(b, uint64(s.ID))
-			b = binary.AppendUvarint(b, uint64(s.Offset-wholeLate))
+			b = binary.AppendUvarint(b, s.encodedOffset())
 		}
 	case kindProgress:
 		b = m.appendTransfer(b)
@@ -106,6 +112,13 @@ func (m message) encode() []byte {
 		b = append(b, m.key[:]...)
 	}
 	return b
+}
+
+func (s Source) encodedOffset() uint64 {
+	if s.Late() {
+		return lateOffset
+	}
+	return uint64(min(s.Offset+1, lateOffset-1))
 }
 
 func (m message) appendTransfer(b []byte) []byte {
@@ -135,7 +148,11 @@ func parseMessage(b []byte) (message, error) {
 	switch m.kind {
 	case kindAnnounce:
 		m.number = r.uint32()
-		m.held, m.dropped, m.late = r.keys(), r.keys(), r.keys()
+		m.held, m.dropped = r.keys(), r.keys()
+		if len(r.b) > 0 {
+			m.late = r.keys()
+			r.failed = r.failed || len(m.late) == 0
+		}
 	case kindAck:
 		m.number = r.uint32()
 	case kindAsk:
@@ -149,7 +166,11 @@ func parseMessage(b []byte) (message, error) {
 		r.lease(&m)
 		for range r.length(maxAll) {
 			id := ID(r.uint64())
-			m.sources = append(m.sources, Source{id, r.varint() + wholeLate})
+			s := Source{id, r.varint() - 1}
+			if s.Offset == lateOffset-1 {
+				s.Offset = wholeLate
+			}
+			m.sources = append(m.sources, s)
 		}
 	case kindProgress:
 		r.transfer(&m)

@@ -2,6 +2,7 @@ package directory
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"reflect"
 	"testing"
@@ -21,7 +22,7 @@ func largest() (all []message) {
 		m.failed = append(m.failed, ^ID(i))
 	}
 	for i := range maxAll {
-		m.sources = append(m.sources, Source{^ID(i), far + wholeLate + 1})
+		m.sources = append(m.sources, Source{^ID(i), far - 1})
 	}
 	for k := kindAnnounce; k <= kindDoubt; k++ {
 		m.kind = k
@@ -69,7 +70,7 @@ func TestMessages(t *testing.T) {
 			t.Errorf("kind %d: came back as\n%+v, %v, want\n%+v", m.kind, got, err, want)
 		}
 		for n := range b {
-			if _, err := parseMessage(b[:n]); err == nil {
+			if got, err := parseMessage(b[:n]); err == nil && !(len(m.late) > 0 && got.late == nil && len(got.encode()) == n) { // as an older node says it
 				t.Errorf("kind %d: %d of its %d bytes are a message", m.kind, n, len(b))
 			}
 		}
@@ -114,3 +115,23 @@ func FuzzReceive(f *testing.F) {
 		}
 	})
 }
+
+// Nodes of the version before, which knew nothing of late holders, are understood, and understand what they know of.
+func TestMessagesOfOlderNodes(t *testing.T) {
+	old := []byte{byte(kindAnnounce), 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 9, 1}
+	old = append(append(old, testKey(1).bytes()...), 0) // held: one; dropped: none
+	want := message{kind: kindAnnounce, from: 7, number: 9, held: []Key{testKey(1)}}
+	if got, err := parseMessage(old); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("an announcement: %+v, %v", got, err)
+	}
+	if got := want.encode(); !bytes.Equal(got, old) {
+		t.Errorf("an announcement is sent as %x, want %x", got, old)
+	}
+	answer := message{kind: kindAnswer, sources: []Source{{1, whole}, {2, 5}, {3, wholeLate}}}.encode()
+	tail := append([]byte{3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 6, 0, 0, 0, 0, 0, 0, 0, 3}, binary.AppendUvarint(nil, 1<<62)...)
+	if !bytes.HasSuffix(answer, tail) {
+		t.Errorf("an answer ends in %x, want %x", answer, tail)
+	}
+}
+
+func (k Key) bytes() []byte { return k[:] }

@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	// waitForDocker is how long content that arrived for Docker is held until Docker has it: it unpacks one layer after the
-	// other, and large ones take minutes on a slow disk.
+	// waitForDocker is how long content that arrived for Docker is held until Docker has it, since anything arrived last: it unpacks
+	// one layer after the other, and a large one before takes long on a thin link or a slow disk. maxWait bounds it.
 	waitForDocker = 15 * time.Minute
+	maxWait       = 6 * time.Hour
 
 	maxArrived = 256 // contents held at once; of more the oldest go
 
@@ -84,6 +85,7 @@ func (s *Store) arrive(ref oci.Reference, desc oci.Descriptor, file *os.File) er
 	a := &arrival{digest: ref.Digest, size: desc.Size, file: own, at: time.Now()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.lastArrived = a.at
 	if s.arrived[a.digest] != nil || s.full(own) {
 		own.Close()
 		return nil
@@ -118,7 +120,7 @@ func (s *Store) forget(now time.Time) {
 	defer s.mu.Unlock()
 	for d, a := range s.arrived {
 		_, learned := s.recipes.get(d) // then it was in Docker: if it is not any more, its image was removed
-		if a.settled && (learned || s.has(d)) || now.Sub(a.at) > waitForDocker || s.elsewhere(d) {
+		if a.settled && (learned || s.has(d)) || now.Sub(s.lastArrived) > waitForDocker || now.Sub(a.at) > maxWait || s.elsewhere(d) {
 			s.letGo(a)
 		}
 	}

@@ -70,7 +70,9 @@ type Store struct {
 	view    view       // what Docker has; its maps never change
 	altered time.Time  // when view, arrived or recipes last changed
 	arrived map[oci.Digest]*arrival
-	recipes *recipes
+
+	lastArrived time.Time
+	recipes     *recipes
 
 	rebuiltBytes *metrics.Counter
 	rebuiltFails *metrics.Counter

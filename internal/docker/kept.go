@@ -48,8 +48,9 @@ type layer struct {
 	spare bool
 }
 
-// unnamed is how long a manifest is kept that Docker does not know an image by: it may not have got there yet.
-const unnamed = time.Hour
+// unnamed is how long a manifest is kept that Docker does not know an image by: it may not have got there yet, since Docker names an
+// image once all of its layers are there.
+const unnamed = 24 * time.Hour
 
 // Bounds of the manifests kept. Where there are more, those go first that Docker does not know an image by.
 const (

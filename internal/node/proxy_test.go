@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -145,4 +146,30 @@ func proxied(t *testing.T, proxy string, authority []byte) *http.Client {
 	}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 30 * time.Second}
+}
+
+// Where there is a proxy already, a node that nobody asked to be one starts without, and one that was asked does not start.
+func TestAnotherProxyIsThere(t *testing.T) {
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	s := newSite(t)
+	name, _ := s.image("team/app", []byte("layer"))
+	n := s.node(func(c *config.Config) {
+		c.ProxyListen, c.ProxyByDefault, c.DataDir = other.Addr().String(), true, t.TempDir()
+	})
+	if _, err := n.locate("node", name); err != nil || !n.log.has("nobody asked for a proxy") {
+		t.Errorf("it does not serve: %v", err)
+	}
+	asked, err := New(t.Context(), config.Config{
+		Listen: "127.0.0.1:0", ProxyListen: other.Addr().String(), Stores: []string{config.StoreNone}, DataDir: t.TempDir(), PullTimeout: time.Minute,
+	}, "test", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := asked.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "is in use; stop what listens there or set --proxy-listen") {
+		t.Errorf("got error %v", err)
+	}
 }

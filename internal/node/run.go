@@ -40,7 +40,7 @@ func (d *door) open(ctx context.Context, log *slog.Logger) error {
 	l, err := conf.Listen(ctx, "tcp", d.addr)
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("%s door: %s is in use; stop what listens there or set %s", d.name, d.addr, d.flag())
+			return fmt.Errorf("%s door: %s is in use; stop what listens there or set %s%w", d.name, d.addr, d.flag(), quiet{err})
 		}
 		return fmt.Errorf("%s door: %w", d.name, err)
 	}
@@ -56,6 +56,12 @@ func (d *door) open(ctx context.Context, log *slog.Logger) error {
 	}
 	return nil
 }
+
+// quiet is an error that has been said in other words.
+type quiet struct{ error }
+
+func (quiet) Error() string   { return "" }
+func (q quiet) Unwrap() error { return q.error }
 
 func (d *door) flag() string {
 	if d.name == "node" {
@@ -111,7 +117,9 @@ func (n *Node) Run(ctx context.Context) error {
 		})
 	}
 	for _, d := range n.doors {
-		work(d.serve)
+		if d.listener != nil {
+			work(d.serve)
+		}
 	}
 	for _, store := range n.stores.containerds {
 		work(store.Run)
@@ -136,7 +144,12 @@ func (n *Node) Run(ctx context.Context) error {
 func (n *Node) listen(ctx context.Context) error {
 	var errs []error
 	for _, d := range n.doors {
-		if err := d.open(ctx, n.log); err != nil {
+		err := d.open(ctx, n.log)
+		if errors.Is(err, syscall.EADDRINUSE) && d.name == "proxy" && n.cfg.ProxyByDefault {
+			n.log.WarnContext(ctx, "nobody asked for a proxy, and there is one already: this node is none; to have one, set --proxy-listen", "addr", d.addr)
+			continue
+		}
+		if err != nil {
 			errs = append(errs, err)
 			continue
 		}

@@ -27,6 +27,7 @@ type stores struct {
 	docker      *docker.Store       // over Docker's classic store; nil if there is none
 	dockerRoot  string              // its data root; "" if there is none
 	socket      string              // Docker's
+	silent      bool                // Docker is here, and could not be asked
 	rebuilds    *transfer.Engine    // makes the layers of docker
 }
 
@@ -42,7 +43,7 @@ func (n *Node) openStores(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(n.stores.containerds) == 0 && n.stores.docker == nil && n.cfg.CacheDir == "" {
+	if len(n.stores.containerds) == 0 && n.stores.docker == nil && !n.stores.silent && n.cfg.CacheDir == "" {
 		n.cfg.CacheDir = ownCacheDir()
 		n.log.InfoContext(ctx, "no container runtime found: keeping images in a cache directory of its own", "dir", n.cfg.CacheDir)
 	}
@@ -102,7 +103,8 @@ func (n *Node) findDocker(ctx context.Context) error {
 	case err != nil && asked:
 		return fmt.Errorf("%w: start Docker, give --docker-root, or leave docker out of --store", err)
 	case err != nil:
-		n.log.WarnContext(ctx, "Docker is here, but cannot be asked; its images are not served", "err", err)
+		n.log.WarnContext(ctx, "Docker is here, but cannot be asked: its images are not served until pier is started again", "err", err)
+		n.stores.silent = true
 		return nil
 	case info.Containerd:
 		return n.addDockersContainerd(ctx, info)

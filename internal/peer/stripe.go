@@ -260,7 +260,7 @@ func (r *relay) stripe(first *reply, list []candidate) *striped {
 	lanes := []lane{r.lane(first.candidate)}
 	for _, c := range list {
 		near := c.Zone == first.Zone && !r.s.trust.troubled(c.ID)
-		if c.Whole() && c.ID != first.ID && near && len(lanes) < maxLanes {
+		if c.Whole() && !c.Late() && c.ID != first.ID && near && len(lanes) < maxLanes {
 			lanes = append(lanes, r.lane(c))
 		}
 	}

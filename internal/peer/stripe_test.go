@@ -40,6 +40,21 @@ func TestStriped(t *testing.T) {
 	})
 }
 
+// Who would have to make content first is not asked for parts of it while another has it ready.
+func TestStripedWithoutWhoMakesIt(t *testing.T) {
+	bubble(t, 3, func(t *testing.T, s *site) {
+		content := ocitest.Bytes(50, 16*mib)
+		ref := held(s, content)
+		late := s.nodes[2]
+		late.dir.HoldLate([]directory.Key{directory.KeyOf(ref)})
+		s.settle()
+		s.nodes[0].within(second, content)
+		if got := s.nodes[0].received(late); got > 0 {
+			t.Errorf("%d bytes were made for it", got)
+		}
+	})
+}
+
 // Of all transfers together, no more than 4 MiB are in memory; the harness makes sure that all of it is given back.
 func TestStripedMemory(t *testing.T) {
 	bubble(t, 4, func(t *testing.T, s *site) {
