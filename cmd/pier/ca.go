@@ -1,15 +1,12 @@
 package main
 
 import (
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"path/filepath"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -219,15 +216,7 @@ func (c *changer) showCA(w io.Writer) error {
 		File: filepath.Join(c.dataDir, "ca.crt"), Subject: a.Subject(), Fingerprint: a.Fingerprint(),
 		NotBefore: a.NotBefore(), NotAfter: a.NotAfter(), Installed: []setup.Installed{},
 	}
-	block, _ := pem.Decode(a.PEM())
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return err
-	}
-	info.Names = slices.Clone(cert.PermittedDNSDomains)
-	for _, ip := range cert.PermittedIPRanges {
-		info.Names = append(info.Names, ip.String())
-	}
+	info.Names = a.Names()
 	info.AnyHost = info.Names == nil
 	installed, err := m.Installed(a.PEM())
 	if err != nil {

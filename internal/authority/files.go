@@ -225,21 +225,53 @@ func read(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
-// readKey reads the key's file, and sees to it that nobody else can.
+// readKey reads the key's file, and sees to it that nobody else can. In a directory of somebody else, for whom a node runs,
+// that name may lead to any file of this machine: links are not followed, and only a file that could be the key is touched.
 func (a *Authority) readKey() ([]byte, error) {
 	path := filepath.Join(a.cfg.Dir, keyFile)
-	info, err := os.Stat(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, fmt.Errorf("%s: %w: it is a symbolic link: put the file itself there, or %s", path, ErrUnusable, hint)
+	}
 	if err != nil {
 		return nil, err
 	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.ownKey(info); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w: look who put it there, or %s", path, ErrUnusable, err, hint)
+	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		if err := os.Chmod(path, mode&0o700); err != nil {
+		if err := f.Chmod(mode & 0o700); err != nil {
 			return nil, fmt.Errorf("others may read the key of the certificate authority: %w", err)
 		}
 		a.cfg.Log.WarnContext(context.Background(), "others could read the key of the certificate authority: its mode was corrected; if anybody did, run 'pier ca init --force'",
 			"file", path, "mode", fmt.Sprintf("%04o", mode))
 	}
-	return read(path)
+	return io.ReadAll(io.LimitReader(f, maxFile))
+}
+
+// ownKey returns an error unless a file is one that nothing but this name leads to, and is root's, this process's, or of who
+// owns the directory: root installs the authority of a node that runs as another user.
+func (a *Authority) ownKey(info fs.FileInfo) error {
+	dir, err := os.Stat(a.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	file, ok := info.Sys().(*syscall.Stat_t)
+	owner, ok2 := dir.Sys().(*syscall.Stat_t)
+	switch {
+	case !ok || !ok2 || !info.Mode().IsRegular():
+		return errors.New("it is no file")
+	case file.Uid != 0 && int(file.Uid) != os.Geteuid() && file.Uid != owner.Uid:
+		return fmt.Errorf("it belongs to user %d", file.Uid)
+	case file.Nlink != 1:
+		return errors.New("it has other names too, hard links")
+	}
+	return nil
 }
 
 // parseCertificates reads the authority's certificate, and those that follow it.

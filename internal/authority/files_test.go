@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -219,5 +220,58 @@ func TestTogether(t *testing.T) {
 	wg.Wait()
 	if len(seen) != 1 {
 		t.Errorf("%d authorities, want 1", len(seen))
+	}
+}
+
+// In a directory of somebody else the key's name may lead to any file: none is changed, and none waited for, that is not the key.
+func TestKeyIsNoOtherFile(t *testing.T) {
+	elsewhere := filepath.Join(t.TempDir(), "passwd")
+	for what, put := range map[string]func(path string) error{
+		"it is a symbolic link":  func(path string) error { return os.Symlink(elsewhere, path) },
+		"it has other names too": func(path string) error { return os.Link(elsewhere, path) },
+		"it is no file":          func(path string) error { return syscall.Mkfifo(path, 0o644) },
+		"it belongs to user 12345: ": func(path string) error {
+			return errors.Join(os.WriteFile(path, nil, 0o644), os.Chown(path, 12345, 12345))
+		},
+	} {
+		if strings.Contains(what, "belongs") && os.Getuid() != 0 {
+			continue // who is not root gives nothing away
+		}
+		rewrite(t, elsewhere, "root:x:0:0")
+		if err := os.Chmod(elsewhere, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		dir := newDir(t)
+		key := filepath.Join(dir, keyFile)
+		if err := errors.Join(os.Remove(key), put(key)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(Config{Dir: dir}); !errors.Is(err, ErrUnusable) || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), "pier ca init --force") {
+			t.Errorf("%s: got error %v", what, err)
+		}
+		for _, path := range []string{elsewhere, key} {
+			if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o644 {
+				t.Errorf("%s: the mode of %s is now %v, %v", what, path, info.Mode(), err)
+			}
+		}
+		if _, err := Create(Config{Dir: dir}, true); err != nil {
+			t.Errorf("%s: replaced: %v", what, err)
+		}
+	}
+}
+
+// Root looks at the authority of a node that runs as another user.
+func TestKeyOfTheNodesUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root gives files away")
+	}
+	dir := newDir(t)
+	for _, path := range []string{dir, filepath.Join(dir, keyFile)} {
+		if err := os.Chown(path, 12345, 12345); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Load(Config{Dir: dir}); err != nil {
+		t.Error(err)
 	}
 }

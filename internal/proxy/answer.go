@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -96,9 +97,9 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, o origin, registr
 	}
 	switch asked {
 	case ping:
-		e.ask(pingTime, e.pong)
+		e.ask(asked, pingTime, e.pong)
 	case presence:
-		e.ask(headTime, e.registry)
+		e.ask(asked, headTime, e.registry)
 	case content:
 		e.registry()
 	default:
@@ -133,8 +134,8 @@ func (e *exchange) registry() {
 }
 
 // ask passes a request on. If the registry cannot be asked, because it did not answer within limit, or was found so a
-// moment ago, or says that it cannot answer now, instead answers.
-func (e *exchange) ask(limit time.Duration, instead func()) {
+// moment ago, or says that it cannot answer now, instead answers, and if that is so for everybody, also what comes next.
+func (e *exchange) ask(asked question, limit time.Duration, instead func()) {
 	if e.p.away.has(e.origin.name()) {
 		instead()
 		return
@@ -147,11 +148,23 @@ func (e *exchange) ask(limit time.Duration, instead func()) {
 		e.p.away.forget(e.origin.name())
 		return
 	}
-	if e.p.away.add(e.origin.name()) {
+	said, name := e.p.away, e.origin.name()
+	if !outOfReach(asked, e.failed) {
+		said, name = e.p.warned, "busy "+name
+	}
+	if said.add(name) {
 		e.p.log.WarnContext(e.ctx, "a registry cannot be asked: images of this site are served without it", "host", e.origin.name(), "err", e.failed)
 	}
 	e.patience, e.failed = nil, nil
 	instead()
+}
+
+// outOfReach reports whether what came of a question goes for everybody who asks that registry. A status of the registry's
+// does not, since it may be for this client, or this content: its rate limit, for instance. The exception is what gateways
+// say of a server behind them, of a ping, which names nothing.
+func outOfReach(asked question, err error) bool {
+	status, ok := errors.AsType[cannotAnswer](err)
+	return !ok || asked == ping && status >= http.StatusBadGateway && status <= http.StatusGatewayTimeout
 }
 
 // pong is what a registry answers a ping of a client that is welcome: what this site has is given without a token.

@@ -71,6 +71,39 @@ func TestRegistryGone(t *testing.T) {
 	}
 }
 
+// One client's 429 made this node answer everybody's pings for ten seconds: others lost the registry's challenge, and with it
+// their own credentials.
+func TestOneClientsStatusIsNoOthers(t *testing.T) {
+	for status, away := range map[int]map[string]bool{ // by what was answered so
+		http.StatusTooManyRequests: {}, http.StatusInternalServerError: {}, http.StatusServiceUnavailable: {"/v2/": true}, http.StatusBadGateway: {"/v2/": true},
+	} {
+		for _, path := range []string{"/v2/", "/v2/a/blobs/" + someDigest} {
+			s := newSite(t)
+			s.origin(t, "registry.test", func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("Authorization") == "Bearer used-up" {
+					w.WriteHeader(status)
+					return
+				}
+				w.Header().Set("Www-Authenticate", `Bearer realm="https://auth.test/token"`)
+				w.WriteHeader(http.StatusUnauthorized)
+			})
+			mallory, alice := s.client(t), s.client(t)
+			for range 2 {
+				if got := do(t, mallory, request(t, "HEAD", "https://registry.test"+path, "", "Authorization", "Bearer used-up")); got.StatusCode != 200 {
+					t.Errorf("%s, %d: who got it is answered %d by this node", path, status, got.StatusCode)
+				}
+			}
+			want := 401
+			if away[path] {
+				want = 200
+			}
+			if got := do(t, alice, request(t, "GET", "https://registry.test/v2/", "")); got.StatusCode != want {
+				t.Errorf("%s, %d: another client's ping is answered %d, want %d", path, status, got.StatusCode, want)
+			}
+		}
+	}
+}
+
 // roundTripper is a Transport in a test's own time.
 type roundTripper func(*http.Request) (*http.Response, error)
 

@@ -25,7 +25,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) error {
 	case !p.cfg.Ports(o.host, o.port):
 		return refusef(http.StatusForbidden, "CONNECT to port %d is not allowed: 443 is, and the ports of hosts listed in --upstreams and --allow-upstream", o.port)
 	}
-	if err := p.enter(); err != nil {
+	if err := p.enter(r.RemoteAddr); err != nil {
 		return err
 	}
 	g := &guest{p: p, origin: o, remote: r.RemoteAddr, start: time.Now()}
@@ -43,7 +43,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) error {
 	switch {
 	case err != nil:
 		g.Close()
-		p.leave(g)
+		p.leave(g.remote, g)
 		if errors.Is(err, errGone) {
 			return nil
 		}

@@ -51,7 +51,7 @@ type lodger struct {
 // Close implements io.Closer.
 func (l *lodger) Close() error {
 	err := l.guest.Close()
-	l.once.Do(func() { l.p.leave(l.guest) })
+	l.once.Do(func() { l.p.leave(l.remote, l.guest) })
 	return err
 }
 
@@ -92,7 +92,7 @@ func (p *Proxy) intercept(g *guest) {
 func (p *Proxy) dismiss(ctx context.Context, g *guest, err error) {
 	p.log.DebugContext(ctx, "an intercepted connection came to nothing", "host", g.origin.address(), "remote", g.remote, "err", err)
 	g.Close()
-	p.leave(g)
+	p.leave(g.remote, g)
 }
 
 // blind tunnels a guest that was told that it is connected already.
@@ -147,10 +147,10 @@ func (p *Proxy) serveIntercepted(w http.ResponseWriter, r *http.Request) error {
 	case err != nil || o != g.origin:
 		return refusef(http.StatusMisdirectedRequest, "this connection is to %s, and the request is for another host", g.origin.address())
 	}
-	if err := p.enter(); err != nil {
+	if err := p.enter(r.RemoteAddr); err != nil {
 		return err
 	}
-	defer p.leave(nil)
+	defer p.leave(r.RemoteAddr, nil)
 	p.answer(w, r, o, true)
 	return nil
 }

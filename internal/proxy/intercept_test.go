@@ -231,6 +231,44 @@ func TestFull(t *testing.T) {
 	s.Proxy.mu.Unlock()
 }
 
+// One client held all places with tunnels in which nothing moved. It has a quarter of them.
+func TestGreedyClient(t *testing.T) {
+	p := newSite(t).Proxy
+	full := func(remote string) (n int) {
+		for ; n <= maxOpen; n++ {
+			if err := p.enter(remote); err != nil {
+				break
+			}
+		}
+		return n
+	}
+	greedy := []string{"192.0.2.1:1", "[::ffff:192.0.2.1]:2", "[2001:db8::1]:1", "[2001:db8::2]:1", "[fe80::1%eth0]:1"}
+	want := []int{maxOfOne, 0, maxOfOne, 0, maxOfOne}
+	for i, remote := range greedy {
+		if got := full(remote); got != want[i] {
+			t.Errorf("%s: got %d places, want %d", remote, got, want[i])
+		}
+	}
+	if err := p.enter(greedy[0]); !errors.Is(err, errGreedy) {
+		t.Errorf("got error %v", err)
+	}
+	if got, rest := full("127.0.0.1:1"), maxOpen-3*maxOfOne; got != rest {
+		t.Errorf("this machine: got %d places, want %d", got, rest)
+	}
+	for i, remote := range append(greedy, "127.0.0.1:1") {
+		n := maxOpen - 3*maxOfOne
+		if i < len(want) {
+			n = want[i]
+		}
+		for range n {
+			p.leave(remote, nil)
+		}
+	}
+	if p.open != 0 || len(p.of) != 0 {
+		t.Errorf("left behind: %d, %v", p.open, p.of)
+	}
+}
+
 // Programs that people use.
 func TestPrograms(t *testing.T) {
 	s := newSite(t)

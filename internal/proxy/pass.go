@@ -65,7 +65,10 @@ func rewrite(pr *httputil.ProxyRequest) {
 	}
 }
 
-var errCannotAnswer = errors.New("it cannot answer now")
+// cannotAnswer is the status of a registry that is there, and does not answer what it was asked.
+type cannotAnswer int
+
+func (status cannotAnswer) Error() string { return fmt.Sprintf("status %d", int(status)) }
 
 // heard looks at an answer before the client gets it.
 func heard(resp *http.Response) error {
@@ -75,7 +78,7 @@ func heard(resp *http.Response) error {
 			return errSlow
 		}
 		if resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests {
-			return fmt.Errorf("status %d: %w", resp.StatusCode, errCannotAnswer)
+			return cannotAnswer(resp.StatusCode)
 		}
 	}
 	if len(resp.Trailer) > 0 {

@@ -260,18 +260,19 @@ func TestBrokenBody(t *testing.T) {
 // When a client leaves, the origin learns of it.
 func TestClientGone(t *testing.T) {
 	both(t, func(t *testing.T, s *site, c *http.Client, base string) {
-		gone := make(chan struct{})
+		here, gone := make(chan struct{}), make(chan struct{})
 		s.origin(t, "registry.test", func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/body" {
 				_, _ = w.Write([]byte("x"))
 				_ = http.NewResponseController(w).Flush()
 			}
+			here <- struct{}{}
 			<-r.Context().Done()
 			gone <- struct{}{}
 		})
 		for _, path := range []string{"/header", "/body"} {
 			ctx, cancel := context.WithCancel(t.Context())
-			time.AfterFunc(50*time.Millisecond, cancel)
+			go func() { <-here; cancel() }()
 			resp, err := c.Do(request(t, "GET", base+path, "").WithContext(ctx))
 			if err == nil {
 				_, _ = io.ReadAll(resp.Body)

@@ -45,7 +45,8 @@ type Config struct {
 	// Dial connects tunnels. An error wraps oci.ErrNotAllowed if this node's rules forbid it.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	// Transport sends what is passed on. It verifies certificates, and its errors are as those of Dial.
+	// Transport sends what is passed on. It verifies certificates, keeps connections apart that clients authenticate, and its
+	// errors are as those of Dial.
 	Transport http.RoundTripper
 
 	// Ports reports whether CONNECT may reach a port of a host.
@@ -67,7 +68,8 @@ type Config struct {
 
 // Limits and times. Doors have the same for headers and idle connections.
 const (
-	maxOpen   = 4096 // requests, tunnels and intercepted connections at once
+	maxOpen   = 4096        // requests, tunnels and intercepted connections at once
+	maxOfOne  = maxOpen / 4 // those of one client that is not this machine
 	maxHeader = 64 << 10
 
 	headerTime = 10 * time.Second // for a header, and for a handshake and the byte before it
@@ -80,6 +82,7 @@ const (
 
 var (
 	errFull    = fmt.Errorf("%d requests and tunnels are open, which is as many as this proxy takes", maxOpen)
+	errGreedy  = fmt.Errorf("%d requests and tunnels of your address are open, which is as many as this proxy takes from one", maxOfOne)
 	errClosing = errors.New("the proxy is stopping")
 	errIdle    = errors.New("nothing moved for too long")
 	errSlow    = errors.New("no answer in time")
@@ -108,6 +111,7 @@ type Proxy struct {
 
 	mu     sync.Mutex          // guards the rest
 	open   int                 // what is under way, at most maxOpen
+	of     map[netip.Addr]int  // of these by client, without this machine
 	ended  chan struct{}       // closed when open gets to 0 while draining; nil before
 	guests map[*guest]struct{} // connections that nobody but this proxy ends
 }
@@ -123,7 +127,7 @@ func New(c Config) *Proxy {
 	p := &Proxy{
 		cfg: c, log: c.Log, meter: newMeter(c.Metrics), idle: idleTime, rest: headerTime,
 		listener: newHandedOver(), away: newMemory(awayTime), warned: newMemory(warnTime),
-		guests: make(map[*guest]struct{}),
+		of: make(map[netip.Addr]int), guests: make(map[*guest]struct{}),
 	}
 	p.cut, p.stop = context.WithCancel(context.Background())
 	p.forward = p.newForward()
@@ -200,10 +204,10 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) error {
 	if o.port != 80 && o.port < 1024 && !p.cfg.Ports(o.host, o.port) {
 		return refusef(http.StatusForbidden, "port %d is not for HTTP", o.port)
 	}
-	if err := p.enter(); err != nil {
+	if err := p.enter(r.RemoteAddr); err != nil {
 		return err
 	}
-	defer p.leave(nil)
+	defer p.leave(r.RemoteAddr, nil)
 	p.answer(w, r, o, p.cfg.IsRegistry(o.scheme, o.name()))
 	return nil
 }
@@ -229,16 +233,32 @@ func absolute(r *http.Request) (origin, error) {
 
 // admits reports whether a client may use the proxy.
 func (p *Proxy) admits(remote string) bool {
-	addr, err := netip.ParseAddrPort(remote)
-	if err != nil {
-		return false
-	}
-	ip := addr.Addr().Unmap().WithZone("")
-	return ip.IsLoopback() || slices.ContainsFunc(p.cfg.Allow, func(n netip.Prefix) bool { return n.Contains(ip) })
+	ip := client(remote)
+	return ip.IsLoopback() || ip.IsValid() && slices.ContainsFunc(p.cfg.Allow, func(n netip.Prefix) bool { return n.Contains(ip) })
 }
 
-// enter counts something that begins, and leave must follow. The error is errFull or errClosing.
-func (p *Proxy) enter() error {
+// client returns a client's address, or none.
+func client(remote string) netip.Addr {
+	addr, _ := netip.ParseAddrPort(remote)
+	return addr.Addr().Unmap().WithZone("")
+}
+
+// network returns what stands for a client where they are counted: its address or, since a host has a whole network of
+// those in IPv6, that (RFC 4291, section 2.5.4). It is none for this machine.
+func network(remote string) netip.Addr {
+	ip := client(remote)
+	if ip.IsLoopback() {
+		return netip.Addr{}
+	}
+	if ip.Is6() {
+		return netip.PrefixFrom(ip, 64).Masked().Addr()
+	}
+	return ip
+}
+
+// enter counts something of a client that begins, and leave must follow. The error is errFull, errGreedy or errClosing.
+func (p *Proxy) enter(remote string) error {
+	from := network(remote)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -246,8 +266,13 @@ func (p *Proxy) enter() error {
 		return errClosing
 	case p.open >= maxOpen:
 		return errFull
+	case from.IsValid() && p.of[from] >= maxOfOne:
+		return errGreedy
 	}
 	p.open++
+	if from.IsValid() {
+		p.of[from]++
+	}
 	p.meter.open.Set(float64(p.open))
 	return nil
 }
@@ -266,11 +291,15 @@ func (p *Proxy) hold(g *guest) {
 }
 
 // leave ends what enter began. If it was on hold too, that is over with it.
-func (p *Proxy) leave(g *guest) {
+func (p *Proxy) leave(remote string, g *guest) {
+	from := network(remote)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.guests, g)
 	p.open--
+	if p.of[from]--; p.of[from] <= 0 {
+		delete(p.of, from)
+	}
 	p.meter.open.Set(float64(p.open))
 	if p.open == 0 && p.ended != nil {
 		close(p.ended)

@@ -227,8 +227,9 @@ func TestSmuggling(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got := s.requests()
-	if n := len(got); n < 2 || got[n-2] != "http POST files.test /first" || got[n-1] != "http GET files.test /second" {
+	got := s.requests() // those of connections before may come late
+	first, second := slices.Index(got, "http POST files.test /first"), slices.Index(got, "http GET files.test /second")
+	if first < 0 || second < first || strings.Contains(strings.Join(got, " "), "smuggled") {
 		t.Errorf("origins saw %v", got)
 	}
 }

@@ -24,7 +24,7 @@ const (
 // left.
 func (p *Proxy) tunnel(g *guest) {
 	p.meter.tunnel.Inc()
-	defer p.leave(g)
+	defer p.leave(g.remote, g)
 	defer g.Close()
 	var wg sync.WaitGroup
 	var up, down error

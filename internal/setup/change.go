@@ -32,7 +32,7 @@ func (m *Machine) draft(j *journal, c Change) (draft, error) {
 	if err != nil {
 		return draft{}, err
 	}
-	now, err := read(full, maxFile)
+	now, err := read(full)
 	if err != nil {
 		return draft{}, err
 	}
@@ -89,7 +89,7 @@ func (m *Machine) before(name, path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	now, err := read(full, maxFile)
+	now, err := read(full)
 	if err != nil {
 		return nil, hint(err)
 	}
@@ -188,7 +188,7 @@ func (m *Machine) undo(j *journal, r record) (Step, error) {
 	if err != nil {
 		return Step{}, err
 	}
-	now, err := read(full, maxFile)
+	now, err := read(full)
 	if err != nil {
 		return Step{}, err
 	}
@@ -235,7 +235,7 @@ func (m *Machine) undo(j *journal, r record) (Step, error) {
 // named reports whether a hosts.toml that somebody else wrote names a file beside it: without that file it is an error.
 func (m *Machine) named(j *journal, full string) bool {
 	beside := filepath.Join(filepath.Dir(full), hostsFile)
-	st, err := read(beside, maxFile)
+	st, err := read(beside)
 	if err != nil || beside == full || !bytes.Contains(st.Content, []byte(filepath.Base(full))) {
 		return false
 	}

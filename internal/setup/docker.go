@@ -223,7 +223,7 @@ func (d Docker) noProxy() string {
 // what Pier set there.
 func (m *Machine) foreignProxy(d Docker, content []byte) error {
 	refuse := func(proxy, where string) error {
-		return fmt.Errorf("docker uses another proxy, %s (%s): it would not be asked any more; replace it with --force, and if this machine needs it, give it to pier serve: HTTPS_PROXY=%[1]s", proxy, where)
+		return fmt.Errorf("docker uses another proxy, %s (%s): it would not be asked any more; replace it with --force, and if this machine needs it, give it to pier serve: HTTPS_PROXY=%[1]s", redacted(proxy), where)
 	}
 	for _, name := range []string{"http-proxy", "https-proxy"} {
 		var proxy string
@@ -240,6 +240,19 @@ func (m *Machine) foreignProxy(d Docker, content []byte) error {
 		}
 	}
 	return nil
+}
+
+// redacted returns a proxy's address without user and password, also if it is none that net/url understands.
+func redacted(proxy string) string {
+	at := strings.LastIndexByte(proxy, '@')
+	if at < 0 {
+		return proxy
+	}
+	scheme := ""
+	if i := strings.Index(proxy[:at], "://"); i >= 0 {
+		scheme = proxy[:i+len("://")]
+	}
+	return scheme + "USER:PASSWORD" + proxy[at:]
 }
 
 // started looks into the files that say how dockerd is started for a setting. It returns the value, and the file, of the first
@@ -263,7 +276,7 @@ func (m *Machine) started(pattern, but string) (value, path string) {
 		if err != nil {
 			continue
 		}
-		st, err := read(full, maxFile)
+		st, err := read(full)
 		if err != nil || st.Absent {
 			continue
 		}
@@ -293,7 +306,7 @@ func (m *Machine) conflict(options string) error {
 func (m *Machine) wrote(text string) bool {
 	for _, path := range []string{daemonFile, dropInFile} {
 		if full, err := m.resolve(path); err == nil {
-			if st, err := read(full, maxFile); err == nil && bytes.Contains(st.Content, []byte(text)) {
+			if st, err := read(full); err == nil && bytes.Contains(st.Content, []byte(text)) {
 				return true
 			}
 		}

@@ -296,3 +296,17 @@ func TestReportJSON(t *testing.T) {
 		t.Errorf("got %s, %v", b, err)
 	}
 }
+
+// Another proxy's password is nobody's business but its own.
+func TestProxyPasswordIsNotTold(t *testing.T) {
+	for proxy, want := range map[string]string{
+		"http://user:s3cret@proxy.corp:3128": "http://USER:PASSWORD@proxy.corp:3128", "user:s3cret@proxy.corp:3128": "USER:PASSWORD@proxy.corp:3128",
+		"http://user:s3cret@@proxy.corp": "http://USER:PASSWORD@proxy.corp", "http://proxy.corp:3128": "http://proxy.corp:3128",
+	} {
+		m := newMachine(t, daemonFile, `{"proxies": {"http-proxy": "`+proxy+`"}}`)
+		_, err := m.SetUpDocker(t.Context(), Docker{Mode: ModeProxy, Proxy: "http://127.0.0.1:3128", Daemon: Daemon{Major: 28, Version: "28.0.0"}})
+		if err == nil || strings.Contains(err.Error(), "s3cret") || !strings.Contains(err.Error(), "another proxy, "+want+" (") {
+			t.Errorf("%s: got error %v", proxy, err)
+		}
+	}
+}

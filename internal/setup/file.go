@@ -58,8 +58,8 @@ func (m *Machine) resolve(path string) (string, error) {
 	return filepath.Join(root, at), nil
 }
 
-// read returns the file at full, of at most limit bytes, as it is now.
-func read(full string, limit int64) (state, error) {
+// read returns the file at full, of at most maxFile bytes, as it is now.
+func read(full string) (state, error) {
 	f, err := os.Open(full)
 	if errors.Is(err, fs.ErrNotExist) {
 		return state{Absent: true}, nil
@@ -68,19 +68,24 @@ func read(full string, limit int64) (state, error) {
 		return state{}, err
 	}
 	defer f.Close()
+	return stateOf(f, maxFile)
+}
+
+// stateOf returns an open file, of at most limit bytes, as it is.
+func stateOf(f *os.File, limit int64) (state, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return state{}, err
 	}
 	if !info.Mode().IsRegular() {
-		return state{}, fmt.Errorf("%s is no file", full)
+		return state{}, fmt.Errorf("%s is no file", f.Name())
 	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return state{}, err
 	}
 	if int64(len(b)) > limit {
-		return state{}, fmt.Errorf("%s is larger than %d bytes: it cannot be a configuration", full, limit)
+		return state{}, fmt.Errorf("%s is larger than %d bytes: it cannot be a configuration", f.Name(), limit)
 	}
 	st := state{Content: b, Mode: info.Mode().Perm(), UID: -1, GID: -1}
 	if sys, ok := info.Sys().(*syscall.Stat_t); ok {

@@ -89,10 +89,16 @@ func TestLinks(t *testing.T) {
 // Who may not write is told so, and nothing is left behind.
 func TestReadOnly(t *testing.T) {
 	m := newMachine(t, ourKey.Path, `{"a": 1}`)
-	if err := os.MkdirAll(filepath.Join(m.Root, m.DataDir, "setup"), 0o777); err != nil {
+	journals := filepath.Join(m.Root, m.DataDir, "setup")
+	if err := os.Mkdir(journals, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for path, mode := range map[string]fs.FileMode{"/..": 0o755, "/var": 0o755, "/var/lib": 0o755, "/var/lib/pier": 0o755, "/var/lib/pier/setup": 0o777, "/etc/docker": 0o555} {
+	if os.Getuid() == 0 {
+		if err := os.Chown(journals, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, mode := range map[string]fs.FileMode{"/..": 0o755, "/var": 0o755, "/var/lib": 0o755, "/var/lib/pier": 0o755, "/etc/docker": 0o555} {
 		if err := os.Chmod(filepath.Join(m.Root, path), mode); err != nil {
 			t.Fatal(err)
 		}
@@ -101,7 +107,8 @@ func TestReadOnly(t *testing.T) {
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		if os.Getuid() == 0 {  // root may write everywhere
-			if err := syscall.Setfsuid(65534); err != nil {
+			same := ^uintptr(0)
+			if _, _, err := syscall.RawSyscall(syscall.SYS_SETRESUID, same, 65534, same); err != 0 { // of this thread alone
 				errs <- err
 				return
 			}
@@ -113,6 +120,11 @@ func TestReadOnly(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	wantSame(t, text(t, m, ourKey.Path), `{"a": 1}`)
+	for _, path := range []string{journals, filepath.Join(m.Root, m.journal("test"))} {
+		if err := os.Chown(path, os.Getuid(), os.Getgid()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	wantSame(t, actions(undo(t, m)), "keep")
 	entries, err := os.ReadDir(filepath.Join(m.Root, "etc/docker"))
 	if err != nil || len(entries) != 1 {

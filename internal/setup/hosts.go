@@ -55,7 +55,7 @@ func (m *Machine) hostsPresent(certs, host, text string) (Step, bool) {
 		if err != nil {
 			continue
 		}
-		st, err := read(full, maxFile)
+		st, err := read(full)
 		if err == nil && bytes.Contains(st.Content, []byte(text)) && !bytes.HasPrefix(st.Content, []byte("# Written by pier ")) {
 			return Step{Action: Keep, Done: !m.DryRun, Path: full, Detail: "it names " + text + " already"}, true
 		}

@@ -95,7 +95,7 @@ func (m *Machine) Apply(ctx context.Context, name string, changes []Change, repl
 			if err != nil {
 				return steps, hint(err)
 			}
-			steps, after = append(steps, step), addCommand(after, r.Undone)
+			steps, after = addUndone(append(steps, step), after, r)
 		}
 	}
 	for _, d := range drafts {
@@ -129,7 +129,7 @@ func (m *Machine) Undo(ctx context.Context, name string) ([]Step, error) {
 		if err != nil {
 			return steps, hint(err)
 		}
-		steps, after = append(steps, step), addCommand(after, r.Undone)
+		steps, after = addUndone(append(steps, step), after, r)
 	}
 	ran, err := m.RunAll(ctx, after)
 	return append(steps, ran...), err
@@ -189,6 +189,19 @@ func addCommand(commands [][]string, c []string) [][]string {
 		return commands
 	}
 	return append(commands, c)
+}
+
+// addUndone adds the command of what was undone. Whatever a journal says, only what this package would run by itself is.
+func addUndone(steps []Step, commands [][]string, r record) ([]Step, [][]string) {
+	for _, s := range trustStores() {
+		if slices.Equal(r.Undone, s.command) || slices.Equal(r.Undone, s.undone) {
+			return steps, addCommand(commands, r.Undone)
+		}
+	}
+	if r.Undone != nil {
+		steps = append(steps, Step{Action: Leave, Line: strings.Join(r.Undone, " "), Detail: "no command of pier's: run it by hand if it is right"})
+	}
+	return steps, commands
 }
 
 // hint adds what to do about an error that has an obvious remedy.

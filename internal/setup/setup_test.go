@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -317,7 +316,7 @@ func TestCommands(t *testing.T) {
 	var ran []string
 	m := &Machine{DataDir: dir, Run: func(_ context.Context, command []string) error {
 		ran = append(ran, strings.Join(command, " "))
-		if slices.Contains(command, "fail") {
+		if command[0] == "update-ca-trust" {
 			return errors.New("no")
 		}
 		return nil
@@ -325,20 +324,20 @@ func TestCommands(t *testing.T) {
 	change := func(name string, command ...string) Change {
 		return Change{Path: filepath.Join(dir, name), Content: []byte("x"), After: command}
 	}
-	steps := apply(t, m, change("a", "update", "it"), change("b", "update", "it"), change("c"), change("d", "more"))
+	steps := apply(t, m, change("a", "update-ca-certificates"), change("b", "update-ca-certificates"), change("c"), change("d", "trust", "extract-compat"))
 	wantSame(t, actions(steps), "write write write write run run")
-	wantSame(t, strings.Join(ran, "; "), "update it; more")
+	wantSame(t, strings.Join(ran, "; "), "update-ca-certificates; trust extract-compat")
 
 	// Also if there is nothing to write: the last time may have ended before the command.
 	ran = nil
-	apply(t, m, change("a", "update", "it"))
-	wantSame(t, strings.Join(ran, "; "), "update it")
+	apply(t, m, change("a", "update-ca-certificates"))
+	wantSame(t, strings.Join(ran, "; "), "update-ca-certificates")
 
 	ran = nil
-	if _, err := m.Apply(t.Context(), "test", []Change{change("e", "fail"), change("f", "never")}, false); err == nil || err.Error() != "fail: no" {
+	if _, err := m.Apply(t.Context(), "test", []Change{change("e", "update-ca-trust", "extract"), change("f", "update-ca-certificates", "--fresh")}, false); err == nil || err.Error() != "update-ca-trust extract: no" {
 		t.Errorf("got %v", err)
 	}
-	wantSame(t, strings.Join(ran, "; "), "fail")
+	wantSame(t, strings.Join(ran, "; "), "update-ca-trust extract")
 
 	ran = nil
 	m.Run = func(_ context.Context, command []string) error {
@@ -346,7 +345,7 @@ func TestCommands(t *testing.T) {
 		return nil
 	}
 	wantSame(t, actions(undo(t, m)), "remove remove remove remove remove remove run run run run")
-	wantSame(t, strings.Join(ran, "; "), "never; fail; more; update it")
+	wantSame(t, strings.Join(ran, "; "), "update-ca-certificates --fresh; update-ca-trust extract; trust extract-compat; update-ca-certificates")
 
 	// The real thing, and what it says when it fails.
 	m.Run = nil

@@ -106,7 +106,7 @@ func (m *Machine) configPath() bool {
 	if err != nil {
 		return false
 	}
-	st, err := read(full, maxFile)
+	st, err := read(full)
 	return err == nil && slices.ContainsFunc(bytes.Split(st.Content, []byte("\n")), func(line []byte) bool {
 		line = bytes.TrimSpace(line)
 		return bytes.HasPrefix(line, []byte("config_path")) && bytes.Contains(line, []byte(containerdCerts))
@@ -136,7 +136,7 @@ func (m *Machine) Installed(pem []byte) ([]Installed, error) {
 		if filepath.Base(full) == hostsFile {
 			continue
 		}
-		st, err := read(full, maxFile)
+		st, err := read(full)
 		if err != nil {
 			return nil, hint(err)
 		}
@@ -196,7 +196,7 @@ func (m *Machine) distribution() []string {
 		if err != nil {
 			continue
 		}
-		st, err := read(full, maxFile)
+		st, err := read(full)
 		if err != nil || st.Absent {
 			continue
 		}

@@ -74,6 +74,9 @@ func (r *Registries) accountFor(ctx context.Context, e *endpoint) (account, erro
 	if len(header) > maxAuthorization || strings.ContainsFunc(header, unicode.IsControl) {
 		return account{}, fmt.Errorf("upstream %s: malformed credentials: %w", e.name, oci.ErrUnauthorized)
 	}
+	if bindsConnection(header) { // connections to upstreams are everybody's
+		return account{}, fmt.Errorf("upstream %s: credentials for a connection: %w", e.name, oci.ErrUnauthorized)
+	}
 	sum := sha256.Sum256([]byte(e.name + "\x00" + header))
 	a := account{key: string(sum[:]), header: header}
 	scheme, value, _ := strings.Cut(header, " ")

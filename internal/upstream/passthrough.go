@@ -11,6 +11,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -29,16 +31,17 @@ type GateConfig struct {
 
 	resolver *net.Resolver
 	proxy    func(*http.Request) (*url.URL, error) // nil: the environment's
+	here     func(netip.Addr) bool                 // nil: whether this machine has an address
 }
 
 // A Gate is the way out for requests of others, which go on as they are: without credentials, client certificates and
 // mirrors of this node, but by its rules and through its HTTP proxy, with the authorities that it knows.
 //
-// A request may go to what has a public name and public addresses. A listed upstream, at its port, may have private ones,
-// and so may a host that a pattern other than "*" allows, over TLS, and the token server that such a registry names.
+// A request may go to what has a public name and public addresses, other than this machine's. A listed upstream, at its
+// port, may have private ones, and so may a host that a pattern other than "*" allows, over TLS, and the token server that a
+// listed upstream with a private address names.
 type Gate struct {
 	cfg     GateConfig
-	realms  *deadlines // token servers of registries that may be private, by host:port
 	current atomic.Pointer[ways]
 }
 
@@ -48,12 +51,17 @@ type ways struct {
 	named   map[string]*way // listed upstreams and mirrors, by host:port
 	trusted *way
 	public  *way
+
+	realms  *deadlines // token servers of what is listed, by host:port
+	private *deadlines // those of them that may have private addresses
+	bound   *deadlines // hosts that authenticate connections, by host:port
 }
 
 // A way is how a kind of hosts is reached.
 type way struct {
 	rules     rules
 	transport *http.Transport
+	single    *http.Transport // each request has a connection of its own
 	dialer    *net.Dialer
 }
 
@@ -61,20 +69,24 @@ const (
 	// expectTime is how long a body waits for a server that was asked whether it wants it.
 	expectTime = 5 * time.Second
 
-	// realmTime is how long a token server is remembered: the next challenge names it again.
-	realmTime = 24 * time.Hour
-	maxRealms = 256
+	// learntTime is how long is remembered what a challenge says: the next one says it again.
+	learntTime = 24 * time.Hour
+	maxLearnt  = 256
 
 	passedHeaderBytes = 1 << 20 // of an answer, which is for somebody else to judge
 )
 
 // NewGate returns a gate. The error joins all faults of the configuration.
 func NewGate(cfg GateConfig) (*Gate, error) {
-	g := &Gate{cfg: cfg, realms: newDeadlines(maxRealms)}
+	if cfg.here == nil {
+		cfg.here = ofThisMachine
+	}
+	g := &Gate{cfg: cfg}
 	return g, g.Reload(cfg.Upstreams)
 }
 
-// Reload replaces the upstreams. What is under way goes on. On an error, which joins all faults, everything stays as it was.
+// Reload replaces the upstreams, and forgets what challenges said. What is under way goes on. On an error, which joins all
+// faults, everything stays as it was.
 func (g *Gate) Reload(upstreams []Upstream) error {
 	d, err := newDirectory(Config{
 		Allow: g.cfg.Allow, Name: g.cfg.Name, OwnProxy: g.cfg.OwnProxy, Timeout: defaultTimeout, resolver: g.cfg.resolver,
@@ -83,8 +95,8 @@ func (g *Gate) Reload(upstreams []Upstream) error {
 		return err
 	}
 	d.proxies.from = g.cfg.proxy
-	w := &ways{directory: d, named: make(map[string]*way)}
-	w.trusted, w.public = w.way(rules{listed: true}, nil), w.way(rules{}, nil)
+	w := &ways{directory: d, named: make(map[string]*way), realms: newDeadlines(maxLearnt), private: newDeadlines(maxLearnt), bound: newDeadlines(maxLearnt)}
+	w.trusted, w.public = w.way(rules{listed: true}, nil), w.way(rules{not: g.cfg.here}, nil)
 	settings := make(map[string]TLS)
 	for _, u := range upstreams {
 		name, _ := oci.Canonical(u.Name, "")
@@ -120,13 +132,16 @@ func (w *ways) closeIdle() {
 }
 
 func (w *ways) way(r rules, c *tls.Config) *way {
-	t := w.transport(r, c)
-	t.ResponseHeaderTimeout = 0 // whoever asks knows how long to wait
-	t.ExpectContinueTimeout = expectTime
-	t.MaxResponseHeaderBytes = passedHeaderBytes
-	d := w.dialer()
-	d.ControlContext = r.control
-	return &way{r, t, d}
+	to := &way{rules: r, transport: w.transport(r, c), single: w.transport(r, c.Clone()), dialer: w.dialer()}
+	for _, t := range []*http.Transport{to.transport, to.single} {
+		t.ResponseHeaderTimeout = 0 // whoever asks knows how long to wait
+		t.ExpectContinueTimeout = expectTime
+		t.MaxResponseHeaderBytes = passedHeaderBytes
+	}
+	to.single.DisableKeepAlives, to.single.ForceAttemptHTTP2, to.single.Protocols = true, false, new(http.Protocols)
+	to.single.Protocols.SetHTTP1(true)
+	to.dialer.ControlContext = r.control
+	return to
 }
 
 // withPort returns host:port of a registry's name.
@@ -141,12 +156,11 @@ func withPort(name, scheme string) string {
 }
 
 // to returns the way to host:port, which is spoken to in scheme, or in what nobody knows if that is empty.
-func (g *Gate) to(addr, scheme string) *way {
-	w := g.current.Load()
+func (w *ways) to(addr, scheme string) *way {
 	if to := w.named[addr]; to != nil {
 		return to
 	}
-	if g.knowsRealm(addr) || scheme != "http" && w.matches(addr) {
+	if w.private.has(addr) || scheme != "http" && w.matches(addr) {
 		return w.trusted
 	}
 	return w.public
@@ -184,58 +198,101 @@ func (g *Gate) Listed(name string) (scheme string, ok bool) {
 }
 
 // Ports reports whether tunnels may lead to a port of a host: the one of HTTPS, and those of hosts that are listed or that
-// a pattern other than "*" allows, and of their token servers.
+// a pattern other than "*" allows, and of token servers, see learn.
 func (g *Gate) Ports(host string, port uint16) bool {
 	if port == 443 {
 		return true
 	}
 	addr := net.JoinHostPort(strings.ToLower(host), strconv.Itoa(int(port)))
 	w := g.current.Load()
-	return w.named[addr] != nil || g.knowsRealm(addr) || w.matches(addr)
+	return w.named[addr] != nil || w.realms.has(addr) || w.matches(addr)
 }
 
 // RoundTrip implements [http.RoundTripper]. An error wraps [oci.ErrNotAllowed] if the rules forbid it.
 func (g *Gate) RoundTrip(req *http.Request) (*http.Response, error) {
+	w := g.current.Load()
 	addr := withPort(strings.ToLower(req.URL.Host), req.URL.Scheme)
-	to := g.to(addr, req.URL.Scheme)
+	to := w.to(addr, req.URL.Scheme)
 	if err := to.permit(addr); err != nil {
 		return nil, errors.Join(err, closeBody(req))
 	}
-	if u, _ := g.current.Load().proxies.forRequest(req); u != nil && req.URL.Scheme == "http" && g.cfg.Name != "" {
+	through, _ := w.proxies.forRequest(req)
+	if through != nil && req.URL.Scheme == "http" && g.cfg.Name != "" {
 		req = req.Clone(req.Context()) // CONNECT has it anyway
 		req.Header.Add("Via", via(g.cfg.Name))
 	}
-	resp, err := to.transport.RoundTrip(req)
-	if err == nil && resp.StatusCode == http.StatusUnauthorized && to.rules.listed {
-		g.learn(resp.Header, req.URL)
+	transport := to.transport
+	if bindsConnection(req.Header.Values("Authorization")...) || w.bound.has(addr) {
+		transport = to.single
+	}
+	reached := to.rules.own
+	if w.named[addr] != nil && through == nil { // nobody can tell where an HTTP proxy goes
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
+			if ap, err := netip.ParseAddrPort(i.Conn.RemoteAddr().String()); err == nil {
+				reached = ap.Addr()
+			}
+		}}))
+	}
+	resp, err := transport.RoundTrip(req)
+	if err == nil && resp.StatusCode == http.StatusUnauthorized {
+		challenges := resp.Header.Values("Www-Authenticate")
+		if bindsConnection(challenges...) {
+			w.bound.set(addr, time.Now().Add(learntTime))
+		}
+		if w.named[addr] != nil {
+			w.learn(challenges, req.URL, reached.IsValid() && !public(embedded(reached)))
+		}
 	}
 	return resp, err
 }
 
-// learn remembers the token server that a challenge names.
-func (g *Gate) learn(h http.Header, registry *url.URL) {
-	for _, challenge := range h.Values("Www-Authenticate") {
+// learn remembers the token servers that a listed registry names, on its own host, or at the port of HTTPS or its own: a challenge must
+// not open the way to all that listens somewhere. Only one that is private itself knows of others that are.
+func (w *ways) learn(challenges []string, registry *url.URL, private bool) {
+	_, own := splitPort(withPort(registry.Host, registry.Scheme))
+	for _, challenge := range challenges {
 		m := realmParam.FindStringSubmatch(challenge)
 		if m == nil {
 			continue
 		}
 		realm, err := url.Parse(m[1] + m[2])
-		if err == nil && realmFits(realm, registry) && validName(realm.Host) {
-			g.realms.set(withPort(strings.ToLower(realm.Host), realm.Scheme), time.Now().Add(realmTime))
+		if err != nil || !realmFits(realm, registry) || !validName(realm.Host) {
+			continue
+		}
+		addr := withPort(strings.ToLower(realm.Host), realm.Scheme)
+		if _, port := splitPort(addr); port != "443" && port != own && !strings.EqualFold(realm.Hostname(), registry.Hostname()) {
+			continue
+		}
+		until := time.Now().Add(learntTime)
+		w.realms.set(addr, until)
+		if private {
+			w.private.set(addr, until)
 		}
 	}
 }
 
-func (g *Gate) knowsRealm(addr string) bool { return time.Now().Before(g.realms.until(addr)) }
+// bindsConnection reports whether there is one among credentials, or challenges, that counts for all that follows on the
+// same connection (NTLM, and Negotiate by RFC 4559, section 6): another client must not come to use that.
+func bindsConnection(values ...string) bool {
+	for _, v := range values {
+		for one := range strings.SplitSeq(v, ",") {
+			scheme, _, _ := strings.Cut(strings.TrimSpace(one), " ")
+			if strings.EqualFold(scheme, "ntlm") || strings.EqualFold(scheme, "negotiate") {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // Dial connects a tunnel to host:port. An error wraps [oci.ErrNotAllowed] if the rules forbid it.
 func (g *Gate) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	addr = strings.ToLower(addr)
-	to := g.to(addr, "")
+	w := g.current.Load()
+	to := w.to(addr, "")
 	if err := to.permit(addr); err != nil {
 		return nil, err
 	}
-	w := g.current.Load()
 	u, err := w.proxies.forRequest(&http.Request{URL: &url.URL{Scheme: "https", Host: addr}})
 	if err != nil {
 		return nil, fmt.Errorf("HTTP proxy of this node's environment: %w", err)

@@ -193,48 +193,6 @@ func TestGateReload(t *testing.T) {
 	}
 }
 
-// The token server of a private registry may be private too, once the registry has named it.
-func TestGateRealm(t *testing.T) {
-	ca := newAuthority(t)
-	tokens := ca.serveTLS(t, "auth.test", says, nil)
-	_, tokenPort, _ := net.SplitHostPort(tokens)
-	challenge := fmt.Sprintf(`Bearer realm="https://%s/token",service="x"`, tokens)
-	asks := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Www-Authenticate", challenge)
-		w.WriteHeader(http.StatusUnauthorized)
-	})
-	name := ca.serveTLS(t, "registry.test", asks, nil)
-	g := newGate(t, GateConfig{Upstreams: []Upstream{{Name: name, TLS: TLS{CA: ca.file}}}})
-	var port uint16
-	_, _ = fmt.Sscan(tokenPort, &port)
-	dials := func() bool {
-		conn, err := g.Dial(t.Context(), "tcp", tokens)
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil && g.Ports("auth.test", port)
-	}
-	if dials() {
-		t.Error("before the registry named it, it is dialled")
-	}
-	for _, bad := range []string{"Basic realm=\"x\"", `Bearer realm="http://` + tokens + `/"`, `Bearer realm="https://user@/"`, `Bearer realm="://"`, "Bearer"} {
-		good := challenge
-		challenge = bad
-		if _, err := pass(t, g, "https://"+name+"/v2/"); err != nil {
-			t.Fatal(err)
-		}
-		if challenge = good; dials() {
-			t.Errorf("%s: it is dialled", bad)
-		}
-	}
-	if _, err := pass(t, g, "https://"+name+"/v2/"); err != nil {
-		t.Fatal(err)
-	}
-	if !dials() {
-		t.Error("after the registry named it, it is not dialled")
-	}
-}
-
 // parent is an HTTP proxy in the environment of this node.
 func parent(t *testing.T, status string) (*url.URL, <-chan *http.Request) {
 	t.Helper()

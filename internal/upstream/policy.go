@@ -119,6 +119,8 @@ type rules struct {
 	listed bool       // named by the operator: private and loopback addresses are fine, and plain HTTP unless
 	tls    bool       // it was named by a pattern, which says nothing of HTTP
 	own    netip.Addr // the upstream's name, if that is an address
+
+	not func(netip.Addr) bool // public addresses that are not for others; nil: none. Only if not listed.
 }
 
 // permit checks a request before its host is resolved. It is all there is where an HTTP proxy resolves.
@@ -150,6 +152,9 @@ func (r rules) permitAddr(addr netip.Addr) error {
 	}
 	if !public(inner) {
 		return fmt.Errorf("%s is not a public address: %w", addr, oci.ErrNotAllowed)
+	}
+	if r.not != nil && r.not(inner) {
+		return fmt.Errorf("%s is an address of this machine: %w", addr, oci.ErrNotAllowed)
 	}
 	return nil
 }

@@ -248,3 +248,6 @@ func (d *deadlines) until(name string) time.Time {
 	defer d.mu.Unlock()
 	return d.byName[name]
 }
+
+// has reports whether the deadline of name is still to come.
+func (d *deadlines) has(name string) bool { return time.Now().Before(d.until(name)) }
