@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -59,6 +60,9 @@ pretend to be none but these. Whoever trusts the old one has to be told of a new
 					constraint = append(constraint, setup.Server(registry))
 				}
 				for _, h := range hosts {
+					if name, _, err := net.SplitHostPort(h); err == nil {
+						h = name // a certificate is for all ports
+					}
 					constraint = append(constraint, strings.ToLower(h))
 				}
 			}

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -102,6 +104,9 @@ func (s *dockerSetup) run(ctx context.Context, w io.Writer) error {
 		}
 	}
 	if err == nil && s.restart && r.Restart != "" {
+		if err = s.reachable(r.Mode); err != nil {
+			return s.print(w, r, err)
+		}
 		if r.Command == nil {
 			err = errors.New("neither systemctl nor service is here: restart dockerd as it was started")
 		} else {
@@ -111,6 +116,19 @@ func (s *dockerSetup) run(ctx context.Context, w io.Writer) error {
 		}
 	}
 	return s.print(w, r, err)
+}
+
+// reachable returns an error if Docker is to pull through a proxy that is not there: after a restart it could pull nothing.
+func (s *dockerSetup) reachable(mode setup.Mode) error {
+	u, err := url.Parse(s.want.Proxy)
+	if s.undo || mode != setup.ModeProxy || s.force || err != nil {
+		return nil //nolint:nilerr // check has seen it
+	}
+	conn, err := net.DialTimeout("tcp", u.Host, 3*time.Second)
+	if err != nil {
+		return fmt.Errorf("docker is set up, but not restarted, for nothing answers at %s: start 'pier serve', then run this again: %w", s.want.Proxy, err)
+	}
+	return conn.Close()
 }
 
 // check returns everything that is wrong with the flags.

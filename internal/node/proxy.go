@@ -47,13 +47,22 @@ func (n *Node) openProxy(answers registry.Config) error {
 	c := proxy.Config{
 		Registry: n.counted(registry.New(answers)), IsRegistry: known.has,
 		Dial: n.forward.gate.Dial, Transport: n.forward.gate, Ports: n.forward.gate.Ports,
-		AirGapped: n.cfg.AirGapped, Allow: n.cfg.ProxyAllow, Name: n.name, Log: n.log, Metrics: n.metrics,
+		Plain: known.plain, Pushed: n.pushed, AirGapped: n.cfg.AirGapped, Allow: n.cfg.ProxyAllow, Name: n.name, Log: n.log, Metrics: n.metrics,
 	}
 	if !slices.Contains(n.cfg.Intercept, config.InterceptNone) {
 		c.Certificate = n.certificates(list)
 	}
 	n.forward.proxy = proxy.New(c)
 	return nil
+}
+
+// pushed takes that a manifest was pushed through the proxy: what its tag named counts no more.
+func (n *Node) pushed(host, repository, reference string) {
+	registry, repository := oci.Canonical(host, repository)
+	ref := oci.Reference{Registry: registry, Repository: repository, Tag: reference}
+	if f, ok := n.full.(chain.Forgetter); ok && ref.Validate() == nil {
+		f.Forget(ref)
+	}
 }
 
 // certificates returns what signs for the hosts whose TLS is answered. Without an authority their traffic passes unseen, which
@@ -116,6 +125,13 @@ func (n *Node) interceptable() (*registries, error) {
 		return nil, fmt.Errorf("--intercept: %w", err)
 	}
 	return r, nil
+}
+
+// plain reports whether host[:port] is a registry that was listed as one without TLS.
+func (r *registries) plain(host string) bool {
+	name, _ := oci.Canonical(host, "")
+	scheme, listed := r.gate.Listed(name)
+	return listed && scheme == "http"
 }
 
 // has reports whether host[:port] is a registry that this node may ask in a client's place. What is known of one that nobody listed is

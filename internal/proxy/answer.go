@@ -95,12 +95,14 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, o origin, registr
 		e.alone(asked)
 		return
 	}
-	switch asked {
-	case ping:
+	switch {
+	case asked == ping && r.Header.Get("Authorization") != "": // whether credentials are good nobody else can tell
+		e.pass(e.ctx)
+	case asked == ping:
 		e.ask(asked, pingTime, e.pong)
-	case presence:
+	case asked == presence:
 		e.ask(asked, headTime, e.registry)
-	case content:
+	case asked == content:
 		e.registry()
 	default:
 		e.pass(e.ctx)

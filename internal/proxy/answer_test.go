@@ -80,7 +80,7 @@ func TestOneClientsStatusIsNoOthers(t *testing.T) {
 		for _, path := range []string{"/v2/", "/v2/a/blobs/" + someDigest} {
 			s := newSite(t)
 			s.origin(t, "registry.test", func(w http.ResponseWriter, r *http.Request) {
-				if r.Header.Get("Authorization") == "Bearer used-up" {
+				if r.UserAgent() == "used-up" {
 					w.WriteHeader(status)
 					return
 				}
@@ -89,9 +89,13 @@ func TestOneClientsStatusIsNoOthers(t *testing.T) {
 			})
 			mallory, alice := s.client(t), s.client(t)
 			for range 2 {
-				if got := do(t, mallory, request(t, "HEAD", "https://registry.test"+path, "", "Authorization", "Bearer used-up")); got.StatusCode != 200 {
+				if got := do(t, mallory, request(t, "HEAD", "https://registry.test"+path, "", "User-Agent", "used-up")); got.StatusCode != 200 {
 					t.Errorf("%s, %d: who got it is answered %d by this node", path, status, got.StatusCode)
 				}
+			}
+			login := request(t, "GET", "https://registry.test/v2/", "", "User-Agent", "used-up", "Authorization", "Basic YTpi")
+			if got := do(t, mallory, login); got.StatusCode != status {
+				t.Errorf("%s, %d: credentials are called good with %d", path, status, got.StatusCode)
 			}
 			want := 401
 			if away[path] {

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"pier/internal/oci"
 )
 
 // connect serves CONNECT. An error has not been answered yet.
@@ -32,10 +34,7 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) error {
 	if g.cert = p.certificate(r.Context(), o); g.cert == nil && p.cfg.AirGapped && p.cfg.IsRegistry(o.scheme, o.name()) {
 		err = errAirGapped
 	} else if g.cert == nil {
-		var target net.Conn
-		if target, err = p.dial(r.Context(), o); err == nil {
-			g.setTarget(target)
-		}
+		err = p.reach(r.Context(), g)
 	}
 	if err == nil {
 		err = g.take(w)
@@ -48,12 +47,31 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) error {
 			return nil
 		}
 		return err
-	case g.cert != nil:
+	case g.cert != nil || g.plain:
 		p.intercept(g)
 	default:
 		p.tunnel(g)
 	}
 	return nil
+}
+
+// reach connects a guest with its target. That one which has no TLS anyway cannot be reached is what the guest is to find out.
+func (p *Proxy) reach(ctx context.Context, g *guest) error {
+	plain := p.cfg.Plain != nil && p.cfg.Plain(g.origin.name())
+	if plain {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, plainTime)
+		defer cancel()
+	}
+	target, err := p.dial(ctx, g.origin)
+	if err == nil {
+		g.setTarget(target)
+		return nil
+	}
+	if g.plain = plain && !errors.Is(err, oci.ErrNotAllowed); g.plain {
+		return nil
+	}
+	return err
 }
 
 // certificate returns what is shown for a host whose TLS ends here. It is nil if the host is to be tunnelled.
@@ -102,6 +120,7 @@ type guest struct {
 	draining   atomic.Bool  // it ends when nothing moves for a moment
 	last       atomic.Int64 // when something moved last, in nanoseconds since start
 	sent, rcvd atomic.Int64 // bytes to the client, and from it
+	plain      bool         // there is no TLS at the other end, nor anything else
 }
 
 const established = "HTTP/1.1 200 Connection established\r\n\r\n"

@@ -77,6 +77,11 @@ func (p *Proxy) intercept(g *guest) {
 		p.blind(g)
 		return
 	}
+	if g.plain { // by which clients in Go, Docker among them, know that this is no TLS
+		_, err := g.Conn.Write([]byte("HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\npier: this registry has no TLS\n"))
+		p.dismiss(ctx, g, err)
+		return
+	}
 	p.meter.intercepted.Inc()
 	l := &lodger{guest: g}
 	conn := tls.Server(l, p.tls)

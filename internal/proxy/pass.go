@@ -81,6 +81,7 @@ func heard(resp *http.Response) error {
 			return cannotAnswer(resp.StatusCode)
 		}
 	}
+	e.pushed(resp)
 	if len(resp.Trailer) > 0 {
 		resp.Header.Del("Content-Length") // HTTP/1 has trailers only where it has chunks
 	}
@@ -90,6 +91,18 @@ func heard(resp *http.Response) error {
 		resp.Body = outgoing{resp.Body, e}
 	}
 	return nil
+}
+
+// pushed tells of a manifest that was put or deleted.
+func (e *exchange) pushed(resp *http.Response) {
+	if resp.StatusCode/100 != 2 || e.p.cfg.Pushed == nil || e.r.Method != http.MethodPut && e.r.Method != http.MethodDelete {
+		return
+	}
+	rest, reference := cutLast(e.r.URL.Path)
+	name, verb := cutLast(rest)
+	if repository, ok := strings.CutPrefix(name, "/v2/"); ok && verb == "manifests" {
+		e.p.cfg.Pushed(e.origin.name(), repository, reference)
+	}
 }
 
 // outgoing is the body of an answer.

@@ -52,6 +52,13 @@ type Config struct {
 	// Ports reports whether CONNECT may reach a port of a host.
 	Ports func(host string, port uint16) bool
 
+	// Plain reports whether a host is a registry that is known to have no TLS. Clients that are content with that try TLS first, and
+	// must soon see that there is none. Nil: none is known.
+	Plain func(host string) bool
+
+	// Pushed is told of a manifest that was put or deleted through the proxy: what its tag named before counts no more. Nil: nobody is.
+	Pushed func(host, repository, reference string)
+
 	// AirGapped says that registries are not asked: what Registry does not have is not there, and what is not a pull is refused.
 	AirGapped bool
 
@@ -74,6 +81,7 @@ const (
 
 	headerTime = 10 * time.Second // for a header, and for a handshake and the byte before it
 	dialTime   = 15 * time.Second
+	plainTime  = 2 * time.Second // to a registry that has no TLS anyway
 	readTime   = time.Minute     // for a request that is refused
 	restTime   = 2 * time.Minute // an intercepted connection between requests
 

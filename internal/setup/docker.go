@@ -93,6 +93,9 @@ func (m *Machine) SetUpDocker(ctx context.Context, d Docker) (Report, error) {
 	case r.Mode != ModeHosts:
 		r.Notes = append(r.Notes, "it counts from Docker's next start on")
 	}
+	if private := d.private(); r.Mode == ModeProxy && len(private) > 0 {
+		r.Notes = append(r.Notes, "Docker was told of registries that may be private: "+strings.Join(private, ", ")+": list them in the file that 'pier serve --upstreams' reads, or the node refuses to ask them; or add them to no-proxy, and Docker asks them itself")
+	}
 	if r.Mode == ModeProxy && !m.exists(m.journal(authorityJournal)) {
 		r.Notes = append(r.Notes, "nothing was told yet to trust this node's certificate authority: run 'pier ca install', and restart Docker after that")
 	}
@@ -209,6 +212,16 @@ func (d Docker) proxyKeys(content []byte) []Key {
 		keys = append(keys, key("no-proxy", d.noProxy()))
 	}
 	return keys
+}
+
+// private returns the registries that Docker was told of by address, and its mirrors.
+func (d Docker) private() (list []string) {
+	for _, name := range slices.Concat(d.Daemon.Insecure, d.Daemon.Mirrors) {
+		if !strings.HasPrefix(name, "127.") && name != "::1/128" { // Docker's own defaults
+			list = append(list, name)
+		}
+	}
+	return list
 }
 
 // noProxy is what the daemon uses now, for instance from its environment, else this machine itself.
