@@ -46,7 +46,7 @@ race:
 
 e2e:
 	e2e/tools.sh e2e
-	go test -tags e2e -count=1 -parallel 4 -timeout 15m ./e2e/... ./internal/...
+	go test -tags e2e -count=1 -parallel 4 -timeout 40m ./e2e/... ./internal/...
 
 bench: ## measure one node against a bare server, nginx and other caches
 	e2e/tools.sh bench

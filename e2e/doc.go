@@ -3,7 +3,7 @@
 // tools.sh installs:
 //
 //	e2e/tools.sh e2e
-//	go test -tags e2e -parallel 4 -timeout 15m ./e2e/...
+//	go test -tags e2e -parallel 4 -timeout 40m ./e2e/...
 //
 // Every program is started on loopback, or in network namespaces of the test's own (package netns), with directories of its
 // own, and ends with the test that started it.

@@ -104,7 +104,7 @@ func (s *dockerSetup) run(ctx context.Context, w io.Writer) error {
 		}
 	}
 	if err == nil && s.restart && r.Restart != "" {
-		if err = s.reachable(r.Mode); err != nil {
+		if err = s.reachable(ctx, r.Mode); err != nil {
 			return s.print(w, r, err)
 		}
 		if r.Command == nil {
@@ -119,12 +119,13 @@ func (s *dockerSetup) run(ctx context.Context, w io.Writer) error {
 }
 
 // reachable returns an error if Docker is to pull through a proxy that is not there: after a restart it could pull nothing.
-func (s *dockerSetup) reachable(mode setup.Mode) error {
+func (s *dockerSetup) reachable(ctx context.Context, mode setup.Mode) error {
 	u, err := url.Parse(s.want.Proxy)
 	if s.undo || mode != setup.ModeProxy || s.force || err != nil {
 		return nil //nolint:nilerr // check has seen it
 	}
-	conn, err := net.DialTimeout("tcp", u.Host, 3*time.Second)
+	dialer := net.Dialer{Timeout: 3 * time.Second}
+	conn, err := dialer.DialContext(ctx, "tcp", u.Host)
 	if err != nil {
 		return fmt.Errorf("docker is set up, but not restarted, for nothing answers at %s: start 'pier serve', then run this again: %w", s.want.Proxy, err)
 	}
