@@ -4,6 +4,10 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 )
@@ -46,6 +50,23 @@ func TestDockerNodesShareThroughInterceptedTLS(t *testing.T) {
 	}
 }
 
+// A registry of plain HTTP that Docker has among its insecure registries, and no more than that: it tries TLS first, and goes on
+// to plain HTTP if what answers is no TLS. Docker 29 does not if nothing answers.
+func TestDockersInsecureRegistryIsServedWithoutAWAN(t *testing.T) {
+	t.Parallel()
+	eachDocker(t, func(t *testing.T, version string) {
+		s := startSite(t, siteConfig{stores: []string{classic, version}, address: true})
+		one, two := s.node(1), s.node(2)
+		must(t, os.RemoveAll(filepath.Join(two.docker.etc, "certs.d", two.from)))
+		i := sharedImage(t, "crane")
+		s.registry.put(t, "app", "v1", i.image)
+		one.pull(t, "v1", i.image)
+		two.awaitHolder(t, one, i.image)
+		s.cutWAN(t)
+		two.pull(t, "v1", i.image)
+	})
+}
+
 // A share is an image, the node that pulls it while there is a registry, and those that pull it when there is none.
 type share struct {
 	*builtImage
@@ -53,8 +74,8 @@ type share struct {
 	consumers []int
 }
 
-// shareAll has the holders pull, cuts the WAN, and has the consumers pull, by tag and by digest in turn. Of no image is anything to be
-// left with pier that its runtime has.
+// shareAll has the holders pull, cuts the WAN, and has the consumers pull, all at once. Of no image is anything to be left with pier
+// that its runtime has.
 func (s *site) shareAll(t *testing.T, shares []share) {
 	t.Helper()
 	for i, sh := range shares {
@@ -67,28 +88,45 @@ func (s *site) shareAll(t *testing.T, shares []share) {
 			s.node(k).awaitHolder(t, s.node(sh.holder), sh.image)
 		}
 	}
+	for _, n := range s.nodes {
+		n.wantNoLayers(t) // from now on, what a classic store has is made again
+	}
 	s.cutWAN(t)
 	before := s.fetched(t)
-	for i, sh := range shares {
-		for j, k := range sh.consumers {
-			n, reference := s.node(k), fmt.Sprint("v", i)
-			if (i+j)%2 > 0 {
-				reference = sh.root().Digest.String()
-			}
-			n.pull(t, reference, sh.image)
-			if n.docker == nil {
-				continue
-			}
-			if got := n.docker.run(t, n.named(reference)); got != sh.says {
-				t.Errorf("node %d: docker run of %s printed %q, want %q", k, reference, got, sh.says)
-			}
-		}
+	var wg sync.WaitGroup
+	for _, n := range s.nodes {
+		wg.Go(func() { n.pullShares(t, shares) })
 	}
+	wg.Wait()
 	if got := s.fetched(t) - before; got > 0 {
 		t.Errorf("%d bytes came through a WAN that was cut", got)
 	}
 	for _, n := range s.nodes {
 		n.wantNoLayers(t)
+	}
+}
+
+// pullShares pulls what is shared with the node, by tag and by digest in turn, and runs it if it can.
+func (n *siteNode) pullShares(t *testing.T, shares []share) {
+	for i, sh := range shares {
+		j := slices.Index(sh.consumers, n.number)
+		if j < 0 {
+			continue
+		}
+		reference := fmt.Sprint("v", i)
+		if (i+j)%2 > 0 {
+			reference = sh.root().Digest.String()
+		}
+		err := n.tryPull(t, reference, sh.image)
+		if err == nil && n.docker != nil {
+			var says string
+			if says, err = n.docker.try(t, "run", "--rm", "--network", "none", "--pull", "never", n.named(reference)); says != sh.says {
+				t.Errorf("node %d: docker run of %s printed %q, want %q", n.number, reference, says, sh.says)
+			}
+		}
+		if err != nil {
+			t.Errorf("node %d: %s: %v", n.number, reference, err)
+		}
 	}
 }
 

@@ -44,7 +44,7 @@ func newAuthority(t *testing.T) *authority {
 	return a
 }
 
-// issue returns a certificate for a server on 127.0.0.1 and localhost, which also serves as a client's.
+// issue returns a certificate for a server on 127.0.0.1 and localhost, or upstream of a site, which also serves as a client's.
 func (a *authority) issue(t *testing.T, name string) keyPair {
 	t.Helper()
 	dir := t.TempDir()
@@ -59,7 +59,7 @@ func (a *authority) renew(t *testing.T, name string, pair keyPair) {
 	key := newKey(t)
 	der := sign(t, &x509.Certificate{
 		Subject: pkix.Name{CommonName: name}, DNSNames: []string{name, "localhost"},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(10, 78, 0, 1)},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, a.cert, key.Public(), a.key)

@@ -28,6 +28,7 @@ type registryConfig struct {
 	clientCerts bool         // clients must show a certificate of the same authority
 	basic       bool         // clients must give user and password
 	token       *tokenServer // clients must bring a token
+	tokens      bool         // of a token server that is upstream as well, on a site
 
 	at *netns.Place // where clients reach it; nil means on loopback
 }

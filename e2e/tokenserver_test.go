@@ -20,6 +20,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"pier/e2e/netns"
 )
 
 // A tokenServer gives bearer tokens to a registry's clients by the distribution project's token protocol: to anybody
@@ -42,8 +44,8 @@ const (
 	password     = "correct-horse-battery"
 )
 
-// startTokenServer serves tokens over TLS with a certificate of ca.
-func startTokenServer(t *testing.T, ca *authority) *tokenServer {
+// startTokenServer serves tokens over TLS with a certificate of ca, at a place of a site or, if that is nil, on loopback.
+func startTokenServer(t *testing.T, ca *authority, at *netns.Place) *tokenServer {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -62,6 +64,11 @@ func startTokenServer(t *testing.T, ca *authority) *tokenServer {
 		t.Fatal(err)
 	}
 	server := httptest.NewUnstartedServer(s)
+	if at != nil {
+		server.Listener.Close()
+		server.Listener, err = at.Listen(t.Context(), "tcp", at.HostPort(443)) // the proxy opens no other port for it
+		must(t, err)
+	}
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
 	server.StartTLS()
 	t.Cleanup(server.Close)

@@ -42,7 +42,7 @@ func TestUpstreamsOfEveryKindArePulledFrom(t *testing.T) {
 	clientPair := ca.issue(t, "client.test")
 	passwordFile := filepath.Join(t.TempDir(), "password")
 	writeFile(t, passwordFile, password+"\n")
-	tokens := startTokenServer(t, ca)
+	tokens := startTokenServer(t, ca, nil)
 
 	tls := registryConfig{ca: ca}
 	mutual := registryConfig{ca: ca, clientCerts: true}
