@@ -19,7 +19,7 @@ func serveCommand(stderr io.Writer) *cobra.Command {
 node door, the peers file and the cluster key are read again when their files change, and at SIGHUP. Every
 flag is also an environment variable, --cache-dir as PIER_CACHE_DIR, and a key of the YAML file that --config
 names, as cache-dir.`,
-		Example: `  pier serve                                       # beside containerd, or with a cache of its own
+		Example: `  pier serve                                       # beside containerd or Docker, or with a cache of its own
   pier serve --cache-dir /srv/pier --listen :5001  # a cache for the whole site
   pier serve --config /etc/pier/config.yaml`,
 		Args: noArgs,

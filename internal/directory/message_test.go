@@ -70,7 +70,9 @@ func TestMessages(t *testing.T) {
 			t.Errorf("kind %d: came back as\n%+v, %v, want\n%+v", m.kind, got, err, want)
 		}
 		for n := range b {
-			if got, err := parseMessage(b[:n]); err == nil && !(len(m.late) > 0 && got.late == nil && len(got.encode()) == n) { // as an older node says it
+			got, err := parseMessage(b[:n])
+			older := len(m.late) > 0 && got.late == nil && len(got.encode()) == n // what an older node would say
+			if err == nil && !older {
 				t.Errorf("kind %d: %d of its %d bytes are a message", m.kind, n, len(b))
 			}
 		}
