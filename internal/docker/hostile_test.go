@@ -66,6 +66,7 @@ func TestStrangersManifests(t *testing.T) {
 		return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[],"annotations":{"n":"%d"}}`, i)
 	}
 	own := manifest(0)
+	soon(t, "what Docker has is read", s.Ready)
 	s.kept.mu.Lock()
 	s.kept.named = map[oci.Digest]bool{ocitest.Digest(own): true}
 	s.kept.written = maxManifestBytes - 3*int64(len(own))
