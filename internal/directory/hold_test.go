@@ -2,6 +2,7 @@ package directory
 
 import (
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -277,13 +278,13 @@ func TestWhatIsSentAgainIsUpToDate(t *testing.T) {
 		net := newNetwork(t, 10)
 		k := testKey(1)
 		n := net.others(k)[0]
-		lost := false
-		net.losing(func(_, _ ID, kind kind) bool { return lost && kind == kindAnnounce })
+		var lost atomic.Bool
+		net.losing(func(_, _ ID, kind kind) bool { return lost.Load() && kind == kindAnnounce })
 		lose := func(announce func()) {
-			lost = true
+			lost.Store(true)
 			announce()
 			time.Sleep(2 * flushAfter)
-			lost = false
+			lost.Store(false)
 		}
 		lose(func() { n.Hold([]Key{k}, nil) })
 		n.Hold(nil, []Key{k})
