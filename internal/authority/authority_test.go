@@ -228,7 +228,7 @@ func TestConstraints(t *testing.T) {
 
 func TestOpenSSL(t *testing.T) {
 	if _, err := exec.LookPath("openssl"); err != nil {
-		t.Skip("there is no openssl here")
+		t.Skip("NOT TESTED against OpenSSL: install openssl")
 	}
 	for _, c := range constraintCases {
 		dir := t.TempDir()

@@ -263,7 +263,7 @@ func TestKeyIsNoOtherFile(t *testing.T) {
 // Root looks at the authority of a node that runs as another user.
 func TestKeyOfTheNodesUser(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root gives files away")
+		t.Skip("NOT TESTED without root: only root gives files away")
 	}
 	dir := newDir(t)
 	for _, path := range []string{dir, filepath.Join(dir, keyFile)} {

@@ -18,11 +18,17 @@ const goldenFile = "testdata/golden.txt"
 // that they stand for (TestCoverage).
 var writeGolden = flag.Bool("golden", false, "write "+goldenFile)
 
+// skipRaced leaves a long test to make unit and make e2e, which run it without the race detector: encoders have no goroutines.
+func skipRaced(t *testing.T) {
+	t.Helper()
+	if raced {
+		t.Skip("run without the race detector by make unit and make e2e")
+	}
+}
+
 // The output of every encoder is the same for ever, on every machine and with every toolchain: recipes are kept for years.
 func TestGolden(t *testing.T) {
-	if raced {
-		t.Skip("left to the tests without the race detector: encoders have no goroutines")
-	}
+	skipRaced(t)
 	var b strings.Builder
 	b.WriteString("# encoder level, then the start of the SHA-256 of its stream for 0, 1, 100000 and 3145728 bytes of content()\n")
 	all := content(3 << 20)
@@ -53,9 +59,7 @@ func TestGolden(t *testing.T) {
 
 // The standard library of this toolchain is one of the two eras.
 func TestStandardLibrary(t *testing.T) {
-	if raced {
-		t.Skip("left to the tests without the race detector: encoders have no goroutines")
-	}
+	skipRaced(t)
 	var minor int
 	if _, err := fmt.Sscanf(runtime.Version(), "go1.%d", &minor); err != nil {
 		t.Skipf("NOT COMPARED with the standard library: %q is no release", runtime.Version())

@@ -215,9 +215,7 @@ func (f faulty) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestDetect(t *testing.T) {
-	if raced {
-		t.Skip("left to the tests without the race detector: encoders have no goroutines")
-	}
+	skipRaced(t)
 	all := content(400_000)
 	for _, c := range codecs() {
 		r := Recipe{c.name, c.levels[0], plainHeader}
@@ -250,9 +248,7 @@ func TestDetect(t *testing.T) {
 
 // A prefix can stand for a thousand times its size; what is above 8 MiB is not looked at.
 func TestDetectBomb(t *testing.T) {
-	if raced {
-		t.Skip("left to the tests without the race detector: encoders have no goroutines")
-	}
+	skipRaced(t)
 	r := Recipe{"zlib", 9, "\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03"}
 	var b bytes.Buffer
 	if err := r.Encode(context.Background(), &b, io.LimitReader(zeros{}, 20<<20)); err != nil {
