@@ -6,7 +6,8 @@ require (
 	github.com/VictoriaMetrics/metrics v1.35.1
 	github.com/hashicorp/go-msgpack/v2 v2.1.5
 	github.com/hashicorp/memberlist v0.7.0
-	github.com/klauspost/compress v1.20.0 // its output is a format here: internal/gzexact
+	github.com/klauspost/compress v1.20.3 // its output is a format here: internal/gzexact
+	github.com/klauspost/compress/zstd/era120 v1.20.0
 	github.com/miekg/dns v1.1.73
 	github.com/opencontainers/go-digest v1.0.0
 	github.com/opencontainers/image-spec v1.1.1
@@ -40,5 +41,7 @@ require (
 	golang.org/x/tools v0.48.0 // indirect
 )
 
-// A second version beside the first: the encoder of other years.
+// Other versions beside the first: the encoders of other years. The path of the second lets it have what is internal to zstd.
 replace pier.invalid/klauspost117 => github.com/klauspost/compress v1.17.11
+
+replace github.com/klauspost/compress/zstd/era120 => github.com/klauspost/compress v1.20.0

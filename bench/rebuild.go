@@ -91,7 +91,7 @@ func (r *rebuilding) prepare(ctx context.Context) (missing []string, err error) 
 		if _, err := compress(ctx, r.content.file, made, e.args...); err != nil {
 			return nil, err
 		}
-		if l.how, err = e.recipe(ctx, made); err != nil {
+		if l.how, err = e.recipe(ctx, r.content.file, made); err != nil {
 			return nil, err
 		}
 		if e.header != "" { // what it made is no layer of its
@@ -99,7 +99,7 @@ func (r *rebuilding) prepare(ctx context.Context) (missing []string, err error) 
 				return nil, err
 			}
 		}
-		if l.image, err = r.imageOf(fmt.Sprintf("team/layer%d", i+1), made); err != nil {
+		if l.image, err = r.imageOf(fmt.Sprintf("team/layer%d", i+1), made, l.how); err != nil {
 			return nil, err
 		}
 		r.layers = append(r.layers, l)
@@ -108,7 +108,7 @@ func (r *rebuilding) prepare(ctx context.Context) (missing []string, err error) 
 }
 
 // imageOf moves a layer into an image of upstream's.
-func (r *rebuilding) imageOf(repository, layer string) (image, error) {
+func (r *rebuilding) imageOf(repository, layer string, how gzexact.Recipe) (image, error) {
 	i := image{repository: repository}
 	f, err := os.Open(layer)
 	if err != nil {
@@ -123,7 +123,7 @@ func (r *rebuilding) imageOf(repository, layer string) (image, error) {
 	if err != nil {
 		return i, err
 	}
-	i.layers = []v1.Descriptor{{MediaType: v1.MediaTypeImageLayerGzip, Digest: d, Size: info.Size()}}
+	i.layers = []v1.Descriptor{{MediaType: v1.MediaTypeImageLayer + "+" + how.Compression(), Digest: d, Size: info.Size()}}
 	name := filepath.Join(r.root(), i.path("blobs", d.String()))
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return i, err
@@ -263,17 +263,14 @@ func getLayer(ctx context.Context, n *node, l madeLayer) (first, last time.Durat
 	return first, last, err
 }
 
-// together is how many layers are asked for at once where memory is measured: as many as a node makes at once.
-const together = 4
-
-// several returns how many bytes of a node are resident at most that makes several layers at once.
+// several returns how many bytes of a node are resident at most that is asked for all layers at once.
 func (r *rebuilding) several(ctx context.Context) (peak float64, err error) {
 	n, err := r.startMaker(ctx, 2)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, n.stop()) }()
-	err = each(r.layers[:together], func(_ int, l madeLayer) error { _, _, err := getLayer(ctx, n, l); return err })
+	err = each(r.layers, func(_ int, l madeLayer) error { _, _, err := getLayer(ctx, n, l); return err })
 	if err != nil {
 		return 0, fmt.Errorf("%w\n%s", err, n.tail())
 	}
@@ -311,7 +308,7 @@ func (r *rebuilding) summary(several float64, missing []string) {
 		return s
 	}
 	t.check("resident memory, at most", megabytes, never(64), peaks)
-	t.check(fmt.Sprintf("resident memory, %d at once on two processors, at most", together), megabytes, never(64), series{several / mb})
+	t.check(fmt.Sprintf("resident memory, %d asked for at once, two processors, at most", len(r.layers)), megabytes, never(64), series{several / mb})
 	t.check("resident memory, learning how they are made, at most", megabytes, never(64), series{r.peak / mb})
 	t.note("first byte at a client", all(func(m rebuiltLayer) float64 { return in(m.first, time.Millisecond) }).text(milliseconds))
 	t.note("CPU time of the node, to what the encoder takes alone", all(func(m rebuiltLayer) float64 { return float64(m.node.cpu) / float64(m.alone.cpu) }).text(ratio))

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	k120 "github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd/era120/zstd"
 	k117 "pier.invalid/klauspost117/gzip"
 
 	"pier/internal/gzexact"
@@ -23,7 +24,7 @@ import (
 // An encoder is one that makes layers, at one level.
 type encoder struct {
 	name string
-	how  string // begin of the recipe of what it makes: encoder and level. What pigz makes on one processor is most often what it makes on more
+	how  string // begin of the recipe of what it makes: format, encoder and level. What pigz makes on one processor is most often what it makes on more
 	own  string // what of it runs here: a program's name and version
 	args []string
 
@@ -45,23 +46,25 @@ func encoders(ctx context.Context) (all []encoder, missing []string, err error) 
 		return nil, nil, err
 	}
 	own := func(codec, level string) []string { return []string{self, "compress", codec, level} }
-	const k117Name, k120Name = "klauspost/compress 1.17.11", "klauspost/compress 1.20.0"
+	const k117Name, k120Name, zstdName = "klauspost/compress 1.17.11", "klauspost/compress 1.20.3", "klauspost/compress 1.20.0"
 	all = []encoder{
-		{name: "Go 1.9 to 1.26, level 6 (docker push)", how: "go1 level=6", own: "compress/gzip of " + runtime.Version(), args: own("go", "6")},
-		{name: "Go 1.9 to 1.26, level 1 (crane)", how: "go1 level=1", own: "compress/gzip of " + runtime.Version(), args: own("go", "1")},
-		{name: "Go 1.27, level 6", how: "go2 level=6", own: k120Name, args: own("klauspost120", "6"), header: goHeader},
-		{name: "pgzip, 1 MB, level 5 (buildah, skopeo)", how: "pgzip117-1m level=5", own: k117Name, args: own("klauspost117", "5"), header: goHeader},
-		{name: "pgzip, 256 KB, level 5 (umoci)", how: "pgzip117-256k level=5", own: k117Name, args: own("klauspost117", "5"), header: goHeader},
-		{name: "newer pgzip, 1 MB, level 5", how: "pgzip120-1m level=5", own: k120Name, args: own("klauspost120", "5"), header: goHeader},
-		{name: "newer pgzip, 256 KB, level 5", how: "pgzip120-256k level=5", own: k120Name, args: own("klauspost120", "5"), header: goHeader},
+		{name: "Go 1.9 to 1.26, level 6 (docker push)", how: "gzip go1 level=6", own: "compress/gzip of " + runtime.Version(), args: own("go", "6")},
+		{name: "Go 1.9 to 1.26, level 1 (crane)", how: "gzip go1 level=1", own: "compress/gzip of " + runtime.Version(), args: own("go", "1")},
+		{name: "Go 1.27, level 6", how: "gzip go2 level=6", own: k120Name, args: own("klauspost120", "6"), header: goHeader},
+		{name: "pgzip, 1 MB, level 5 (buildah, skopeo)", how: "gzip pgzip117-1m level=5", own: k117Name, args: own("klauspost117", "5"), header: goHeader},
+		{name: "pgzip, 256 KB, level 5 (umoci)", how: "gzip pgzip117-256k level=5", own: k117Name, args: own("klauspost117", "5"), header: goHeader},
+		{name: "newer pgzip, 1 MB, level 5", how: "gzip pgzip120-1m level=5", own: k120Name, args: own("klauspost120", "5"), header: goHeader},
+		{name: "newer pgzip, 256 KB, level 5", how: "gzip pgzip120-256k level=5", own: k120Name, args: own("klauspost120", "5"), header: goHeader},
+		{name: "zstd, klauspost's default (BuildKit, buildah)", how: "zstd klauspost120 level=2", own: zstdName, args: own("zstd120", "2")},
+		{name: "zstd, klauspost's best", how: "zstd klauspost120 level=4", own: zstdName, args: own("zstd120", "4")},
 	}
 	programs := []struct {
 		encoder
 		program, flag string
 	}{
-		{encoder{name: "zlib, level 6 (Python)", how: "zlib level=6", args: []string{"-c", python}}, "python3", "--version"},
-		{encoder{name: "pigz, level 6", how: "pigz", args: []string{"-n", "-6", "-p1"}}, "pigz", "--version"},
-		{encoder{name: "GNU gzip, level 6", how: "gnu level=6", args: []string{"-n", "-6"}}, "gzip", "--version"},
+		{encoder{name: "zlib, level 6 (Python)", how: "gzip zlib level=6", args: []string{"-c", python}}, "python3", "--version"},
+		{encoder{name: "pigz, level 6", how: "gzip pigz", args: []string{"-n", "-6", "-p1"}}, "pigz", "--version"},
+		{encoder{name: "GNU gzip, level 6", how: "gzip gnu level=6", args: []string{"-n", "-6"}}, "gzip", "--version"},
 	}
 	for _, p := range programs {
 		path, err := program(p.program)
@@ -82,10 +85,10 @@ func encoders(ctx context.Context) (all []encoder, missing []string, err error) 
 	return all, missing, nil
 }
 
-// recipe returns the recipe of what e makes: learned from what it made, where that is a layer.
-func (e encoder) recipe(ctx context.Context, made string) (r gzexact.Recipe, err error) {
+// recipe returns the recipe of what e makes: learned from what it made of content, where that is a layer.
+func (e encoder) recipe(ctx context.Context, content, made string) (r gzexact.Recipe, err error) {
 	if e.header != "" {
-		return gzexact.ParseRecipe("gzip " + e.how + " header=" + e.header)
+		return gzexact.ParseRecipe(e.how + " header=" + e.header)
 	}
 	f, err := os.Open(made)
 	if err != nil {
@@ -96,10 +99,11 @@ func (e encoder) recipe(ctx context.Context, made string) (r gzexact.Recipe, err
 	if err != nil {
 		return r, err
 	}
-	if r, err = gzexact.Learn(ctx, f, info.Size()); err != nil {
+	open := func(gzexact.Recipe) (io.ReadCloser, error) { return os.Open(content) }
+	if r, _, err = gzexact.Learn(ctx, f, info.Size(), open); err != nil {
 		return r, fmt.Errorf("%s: %w", e.own, err)
 	}
-	if !strings.HasPrefix(r.String(), "gzip "+e.how) {
+	if !strings.HasPrefix(r.String(), e.how) {
 		return r, fmt.Errorf("%s makes what %q makes, and not %q: it is another version", e.own, r, e.how)
 	}
 	return r, nil
@@ -149,6 +153,8 @@ func runCompress(_ context.Context, args []string) error {
 		z, err = k117.NewWriterLevel(os.Stdout, level)
 	case "klauspost120":
 		z, err = k120.NewWriterLevel(os.Stdout, level)
+	case "zstd120":
+		z, err = zstd.NewWriter(os.Stdout, zstd.WithEncoderLevel(zstd.EncoderLevel(level)))
 	default:
 		err = fmt.Errorf("there is no encoder %q", args[0])
 	}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -25,16 +26,22 @@ type builder func(t *testing.T, g guest, reference string)
 var builders = map[string]builder{
 	"docker":   buildByDocker(classic, "0"),
 	"buildkit": buildByDocker(modern, "1"),
-	"buildah":  buildByBuildah,
+	"buildah":  buildByBuildah(),
 	"umoci":    buildByUmoci,
 	"crane":    buildByCrane(),
 	"gzip":     buildByCrane("gzip"),
 	"pigz":     buildByCrane("pigz"),
 	"python":   buildByCrane("python3", "-c", pythonGzip),
+
+	"buildkit, zstd": buildZstdByBuildKit,
+	"buildah, zstd":  buildByBuildah("--compression-format", "zstd"),
 }
 
-// builderNames returns the keys of builders, in the order of the alphabet.
-func builderNames() []string { return slices.Sorted(maps.Keys(builders)) }
+// zstd says which builders make layers of zstd, which Docker reads since 23.
+func zstd(builder string) bool { return strings.HasSuffix(builder, ", zstd") }
+
+// builderNames returns the keys of builders whose layers every Docker reads, in the order of the alphabet.
+func builderNames() []string { return slices.DeleteFunc(slices.Sorted(maps.Keys(builders)), zstd) }
 
 // A guest is the program testdata/guest, and the seed of what it makes.
 type guest struct{ program, seed string }
@@ -141,22 +148,43 @@ func buildByDocker(version, kit string) builder {
 	return func(t *testing.T, g guest, reference string) {
 		d := startDocker(t, version, dockerConfig{})
 		defer d.stop(t)
-		dir := t.TempDir()
-		g.layer(t, 0, dir)
-		dockerfile := "FROM scratch\nCOPY guest /guest\n"
-		for n := range guestLayers {
-			line, err := json.Marshal([]string{"/guest", "layer", fmt.Sprint(n + 1), g.seed})
-			must(t, err)
-			dockerfile += "RUN " + string(line) + "\n"
-		}
-		writeFile(t, filepath.Join(dir, "Dockerfile"), dockerfile+"ENTRYPOINT [\"/guest\"]\n")
-		d.build(t, kit, dir, reference)
+		d.build(t, kit, g.context(t), reference)
 		d.push(t, reference)
 	}
 }
 
-// buildByBuildah commits layer by layer, with a store and a configuration that are the test's own.
-func buildByBuildah(t *testing.T, g guest, reference string) {
+// buildZstdByBuildKit tells it through the command of Docker 20, for that of 29 leaves such to a plugin.
+func buildZstdByBuildKit(t *testing.T, g guest, reference string) {
+	d := startDocker(t, modern, dockerConfig{})
+	defer d.stop(t)
+	run(t, "env", "DOCKER_BUILDKIT=1", "DOCKER_API_VERSION=1.44", "DOCKER_CONFIG="+filepath.Join(d.dir, "home"),
+		tool(classic+"/docker"), "--host", "unix://"+d.socket, "build", "--quiet", "--network", "none",
+		"--output", "type=image,name="+reference+",compression=zstd,force-compression=true", g.context(t))
+	d.push(t, reference)
+}
+
+// context returns a directory with a Dockerfile.
+func (g guest) context(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	g.layer(t, 0, dir)
+	dockerfile := "FROM scratch\nCOPY guest /guest\n"
+	for n := range guestLayers {
+		line, err := json.Marshal([]string{"/guest", "layer", fmt.Sprint(n + 1), g.seed})
+		must(t, err)
+		dockerfile += "RUN " + string(line) + "\n"
+	}
+	writeFile(t, filepath.Join(dir, "Dockerfile"), dockerfile+"ENTRYPOINT [\"/guest\"]\n")
+	return dir
+}
+
+// buildByBuildah commits layer by layer, with a store and a configuration that are the test's own, and pushes with further flags.
+func buildByBuildah(flags ...string) builder {
+	return func(t *testing.T, g guest, reference string) { buildahBuild(t, g, reference, flags) }
+}
+
+func buildahBuild(t *testing.T, g guest, reference string, flags []string) {
+	t.Helper()
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, ".config/containers/policy.json"), `{"default":[{"type":"insecureAcceptAnything"}]}`)
 	writeFile(t, filepath.Join(dir, "registries.conf"), "")
@@ -179,7 +207,7 @@ func buildByBuildah(t *testing.T, g guest, reference string) {
 		buildah("config", "--entrypoint", `["/guest"]`, container)
 		buildah("commit", "--quiet", container, from)
 	}
-	buildah("push", "--quiet", "--tls-verify=false", from, "docker://"+reference)
+	buildah(slices.Concat([]string{"push", "--quiet", "--tls-verify=false"}, flags, []string{from, "docker://" + reference})...)
 }
 
 // buildByUmoci adds to an OCI layout layer by layer, which skopeo copies.

@@ -50,6 +50,16 @@ func TestDockerNodesShareThroughInterceptedTLS(t *testing.T) {
 	}
 }
 
+// Layers of zstd, in the classic store of a Docker that reads them.
+func TestDockerNodesShareZstdLayers(t *testing.T) {
+	t.Parallel()
+	s := startSite(t, siteConfig{stores: []string{modern, modern, "containerd2"}, docker: dockerConfig{overlay: true}, address: true})
+	s.shareAll(t, []share{
+		{makeImage(t, "buildkit, zstd"), 1, []int{2, 3}},
+		{makeImage(t, "buildah, zstd"), 2, []int{1, 3}},
+	})
+}
+
 // A registry of plain HTTP that Docker has among its insecure registries, and no more than that: it tries TLS first, and goes on
 // to plain HTTP if what answers is no TLS. Docker 29 does not if nothing answers.
 func TestDockersInsecureRegistryIsServedWithoutAWAN(t *testing.T) {
@@ -142,7 +152,7 @@ func (n *siteNode) wantNoLayers(t *testing.T) {
 		}
 		return nil
 	})
-	if n.docker == nil || n.docker.version != classic {
+	if n.docker == nil || !n.docker.overlay {
 		return
 	}
 	for _, outcome := range []string{"kept", "lost"} {

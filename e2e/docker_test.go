@@ -40,6 +40,8 @@ type dockerConfig struct {
 	caBy  trust  // how it is told
 	caFor string // the registry that trustRegistry is about
 
+	overlay bool // it keeps images as the classic one does, whatever its version
+
 	apart  bool   // its containerd was there before it, with a root of its own, as packages install it; not its child
 	parent string // existing directory to make its own in; "" means the system's for temporary files
 }
@@ -58,6 +60,7 @@ const (
 type docker struct {
 	*process
 	version string
+	overlay bool   // it has the classic store
 	dir     string // of everything that is its own; goes with the test
 	root    string // its data root
 	socket  string
@@ -100,7 +103,7 @@ func startDocker(t *testing.T, version string, cfg dockerConfig) *docker {
 	})
 	root, state := filepath.Join(dir, "root"), filepath.Join(dir, "exec")
 	d := &docker{
-		version: version, dir: dir, root: root, socket: filepath.Join(dir, "docker.sock"), etc: filepath.Join(dir, "docker"),
+		version: version, overlay: cfg.overlay || version == classic, dir: dir, root: root, socket: filepath.Join(dir, "docker.sock"), etc: filepath.Join(dir, "docker"),
 		containerdRoot:   filepath.Join(root, "containerd/daemon"),
 		containerdSocket: filepath.Join(state, "containerd/containerd.sock"),
 	}
@@ -168,7 +171,7 @@ func (d *docker) configure(t *testing.T, cfg dockerConfig) {
 	}
 	daemon := map[string]any{}
 	if d.version == modern {
-		daemon["features"] = map[string]bool{"time-namespaces": false} // see tools.sh
+		daemon["features"] = map[string]bool{"time-namespaces": false, "containerd-snapshotter": !cfg.overlay} // the first: see tools.sh
 	}
 	for key, value := range cfg.daemon {
 		daemon[key] = value

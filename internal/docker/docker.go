@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"pier/internal/oci"
@@ -59,12 +60,12 @@ type Store struct {
 	lock *os.File            // of c.Dir
 	full func(*os.File) bool // nearlyFull, but in tests
 
-	processors chan struct{} // a token for each processor that makes layers, or finds out how, see turn
-	places     chan struct{} // a token for each layer that is being made
-	parts      chan struct{} // and for each part of one
-	changed    chan struct{} // holds one element if Docker may have changed
-	read       chan struct{} // holds one element if view is new
-	studying   chan struct{} // holds one element if there may be something to study
+	processors chan struct{}       // a token for each processor that makes layers, or finds out how, see turn
+	places     *semaphore.Weighted // for layers that are being made
+	parts      *semaphore.Weighted // and for parts of such
+	changed    chan struct{}       // holds one element if Docker may have changed
+	read       chan struct{}       // holds one element if view is new
+	studying   chan struct{}       // holds one element if there may be something to study
 
 	mu      sync.Mutex // guards all below
 	view    view       // what Docker has; its maps never change
@@ -117,7 +118,7 @@ func Open(c Config) (*Store, error) {
 	}
 	s := &Store{
 		c: c, log: c.Log, disk: disk, lock: lock, recipes: recipes, full: nearlyFull,
-		processors: make(chan struct{}, c.CPU), places: make(chan struct{}, maxMaking), parts: make(chan struct{}, maxMaking), changed: make(chan struct{}, 1), read: make(chan struct{}, 1), studying: make(chan struct{}, 1),
+		processors: make(chan struct{}, c.CPU), places: semaphore.NewWeighted(maxMaking), parts: semaphore.NewWeighted(maxMaking), changed: make(chan struct{}, 1), read: make(chan struct{}, 1), studying: make(chan struct{}, 1),
 		arrived:      make(map[oci.Digest]*arrival),
 		rebuiltBytes: c.Metrics.NewCounter("pier_rebuilt_bytes_total"),
 		rebuiltFails: c.Metrics.NewCounter("pier_rebuild_failures_total"),

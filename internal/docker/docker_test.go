@@ -17,9 +17,16 @@ import (
 // What passes through on its way to Docker is given to others while Docker unpacks it, and afterwards made again, with nothing
 // kept but how.
 func TestLayerIsMadeAgain(t *testing.T) {
+	for name, pack := range map[string]func([]byte) []byte{"gzip": goGzip, "zstd": zstdPack} {
+		t.Run(name, func(t *testing.T) { layerIsMadeAgain(t, pack) })
+	}
+}
+
+func layerIsMadeAgain(t *testing.T, pack func([]byte) []byte) {
+	t.Helper()
 	d, dir := newDaemon(t), t.TempDir()
 	s := d.open(dir, 1<<20)
-	img := build(t, ocitest.Bytes(1, 300_000), goGzip)
+	img := build(t, ocitest.Bytes(1, 300_000), pack)
 	arrive(t, s, img.manifestRef(), img.manifest)
 	arrive(t, s, img.layerRef(), img.layer)
 	want(t, s.Arrived(), img.layerRef(), img.layer)
@@ -176,7 +183,7 @@ func TestPartOfALayerInBlocks(t *testing.T) {
 
 // What was in Docker before is found out by trial, and its manifest put together.
 func TestLayerThatWasThereBefore(t *testing.T) {
-	for name, pack := range map[string]func([]byte) []byte{"gzip": goGzip, "uncompressed": bytes.Clone} {
+	for name, pack := range map[string]func([]byte) []byte{"gzip": goGzip, "zstd": zstdPack, "uncompressed": bytes.Clone} {
 		t.Run(name, func(t *testing.T) {
 			d := newDaemon(t)
 			img := build(t, ocitest.Bytes(1, 300_000), pack)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/vbatts/tar-split/tar/asm"
 	"github.com/vbatts/tar-split/tar/storage"
@@ -88,8 +89,11 @@ func buildFile(t *testing.T, name string, content []byte, pack func([]byte) []by
 	img.config = fmt.Appendf(nil, `{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[%q]}}`, ocitest.Digest(img.tar))
 	config := part{ocitest.Digest(img.config), int64(len(img.config)), ""}
 	layer := part{ocitest.Digest(img.layer), int64(len(img.layer)), "gzip"}
-	if bytes.Equal(img.layer, img.tar) {
+	switch {
+	case bytes.Equal(img.layer, img.tar):
 		layer.compression = ""
+	case bytes.HasPrefix(img.layer, []byte("\x28\xb5\x2f\xfd")):
+		layer.compression = "zstd"
 	}
 	img.manifest = form(config, []part{layer}, true, true, true)
 	return img
@@ -108,6 +112,23 @@ func goGzip(tar []byte) []byte {
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
 	if _, err := w.Write(tar); err != nil {
+		panic(err) // memory takes everything
+	}
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}
+
+// zstdPack compresses as buildah does that is told to make zstd.
+func zstdPack(tar []byte) []byte {
+	var b bytes.Buffer
+	w, err := zstd.NewWriter(&b)
+	if err != nil {
+		panic(err) // the defaults are good
+	}
+	content := io.MultiReader(bytes.NewReader(tar[:8]), struct{ io.Reader }{bytes.NewReader(tar[8:])})
+	if _, err := io.Copy(w, content); err != nil {
 		panic(err) // memory takes everything
 	}
 	if err := w.Close(); err != nil {

@@ -135,7 +135,8 @@ func TestSlowReadersOfParts(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer rc.Close()
-		if len(s.parts) < maxMaking {
+		if s.parts.TryAcquire(1) { // it begins to be made
+			s.parts.Release(1)
 			if _, err := io.ReadFull(rc, make([]byte, 1)); err != nil {
 				t.Fatal(err)
 			}

@@ -1,7 +1,6 @@
 package docker
 
 import (
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"os"
 	"time"
 
-	"pier/internal/chain"
 	"pier/internal/gzexact"
 	"pier/internal/oci"
 	"pier/internal/overlay2"
@@ -111,58 +109,62 @@ func (s *Store) learnFrom(ctx context.Context, p pair) error {
 	return nil
 }
 
-// recipeOf finds the recipe of a layer, and sees that what Docker has is what the layer contains. It returns [gzexact.ErrUnknown]
-// if nothing makes the layer, or makes it from that.
+// recipeOf finds the recipe by which a layer is made of what Docker has, which is proven to be what the layer contains. It returns
+// [gzexact.ErrUnknown] if there is none.
 func (s *Store) recipeOf(ctx context.Context, p pair, file io.ReaderAt) (recipe, error) {
 	switch {
 	case p.layer.Unsupported != "":
 		return recipe{}, gzexact.ErrUnknown
 	case p.digest == p.layer.DiffID:
-		return recipe{p.layer.DiffID, p.size, gzexact.Identity()}, s.hasContent(ctx, p.layer)
+		tar, err := s.disk.Tar(ctx, p.layer, 0)
+		if err == nil {
+			defer tar.Close()
+			_, err = io.Copy(io.Discard, tar)
+		}
+		return recipe{p.layer.DiffID, p.size, gzexact.Identity()}, unknown(err)
 	}
 	turn, err := s.take(ctx)
 	if err != nil {
 		return recipe{}, err
 	}
 	defer turn.end()
-	layer := turnReader{turn, file}
-	how, err := gzexact.Learn(ctx, layer, p.size)
+	how, index, err := gzexact.Learn(ctx, turnReader{turn, file}, p.size, func(how gzexact.Recipe) (io.ReadCloser, error) {
+		done := func() {}
+		err := turn.aside(func() (err error) {
+			done, err = s.place(ctx, how.Memory(), false)
+			return err
+		})
+		var tar io.ReadCloser
+		if err == nil {
+			tar, err = s.disk.Tar(ctx, p.layer, 0)
+		}
+		if err != nil {
+			done()
+			return nil, err
+		}
+		return placed{tar, done}, nil
+	})
 	if err != nil {
-		return recipe{}, err
-	}
-	content, err := open(io.NewSectionReader(layer, 0, p.size), how)
-	if err != nil {
-		return recipe{}, err
-	}
-	digester := p.layer.DiffID.Algorithm().Hash()
-	content = io.TeeReader(&stoppable{ctx, content}, digester)
-	var index gzexact.Index
-	if _, ok := how.Before(); ok {
-		index, err = gzexact.Encoder{Recipe: how}.Index(ctx, io.Discard, content)
-	} else {
-		_, err = io.Copy(io.Discard, content)
-	}
-	if err != nil {
-		return recipe{}, fmt.Errorf("docker: %w", err)
-	}
-	if !chain.Matches(digester, p.layer.DiffID) {
-		return recipe{}, fmt.Errorf("docker: %s is not %s compressed: %w", p.digest, p.layer.DiffID, gzexact.ErrUnknown)
-	}
-	if err := s.hasContent(ctx, p.layer); err != nil {
-		return recipe{}, err
+		return recipe{}, unknown(err)
 	}
 	s.putIndex(ctx, p.digest, index)
 	return recipe{p.layer.DiffID, p.size, how}, nil
 }
 
-// hasContent reads all of a layer's content once: Docker may be unable to give it back, if a tar has a name twice, for one. Then
-// the error is [gzexact.ErrUnknown].
-func (s *Store) hasContent(ctx context.Context, l overlay2.Layer) error {
-	tar, err := s.disk.Tar(ctx, l, 0)
-	if err == nil {
-		defer tar.Close()
-		_, err = io.Copy(io.Discard, tar)
-	}
+// placed is content of a layer, which gives back its place when it is closed.
+type placed struct {
+	io.ReadCloser
+	done func()
+}
+
+func (p placed) Close() error {
+	defer p.done()
+	return p.ReadCloser.Close()
+}
+
+// unknown returns the error of reading what Docker has of a layer. If Docker cannot give it back as it was, the layer has no recipe: so
+// where a tar has a name twice, for one.
+func unknown(err error) error {
 	if errors.Is(err, oci.ErrDigestMismatch) || errors.Is(err, oci.ErrUnsupported) {
 		return fmt.Errorf("%w: %w", gzexact.ErrUnknown, err)
 	}
@@ -199,14 +201,6 @@ func (s *Store) forgetRecipes() {
 	if err := s.recipes.renew(); err != nil {
 		s.log.Warn("recipes are not forgotten on disk", "err", err)
 	}
-}
-
-// open returns what a layer contains.
-func open(r io.Reader, how gzexact.Recipe) (io.Reader, error) {
-	if how == gzexact.Identity() {
-		return r, nil
-	}
-	return gzip.NewReader(r)
 }
 
 // stoppable is a reader that ends with its context.

@@ -133,7 +133,7 @@ func (r rebuilt) Open(ctx context.Context, ref oci.Reference, offset, length int
 
 // rebuild writes a layer to w, from where j begins.
 func (s *Store) rebuild(ctx context.Context, j job, w io.Writer) error {
-	done, err := s.place(ctx, j.from != gzexact.Point{})
+	done, err := s.place(ctx, j.how.Memory(), j.from != gzexact.Point{})
 	if err != nil {
 		return err
 	}

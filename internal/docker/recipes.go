@@ -34,7 +34,7 @@ type recipes struct {
 const (
 	maxRecipes = 1 << 14   // 5 MB of memory if all are there, 300 bytes a layer
 	maxLines   = 64 << 20  // bytes of the file that are read
-	triedWord  = "tried-1" // changes when more encoders are known, so that all is tried again
+	triedWord  = "tried-2" // changes when more encoders are known, so that all is tried again
 )
 
 // openRecipes reads the file at path, and writes it anew without what does not count any more.

@@ -9,7 +9,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"pier/internal/gzexact"
 	"pier/internal/oci"
 	"pier/internal/overlay2"
 )
@@ -60,7 +59,7 @@ func (st *student) manifest(img overlay2.Image, wanted []oci.Digest) (made, know
 	for _, diffID := range img.DiffIDs {
 		for _, d := range st.s.view.digests[diffID] {
 			if r, ok := st.s.recipes.get(d); ok && r.diffID == diffID {
-				layers = append(layers, part{d, r.size, compression(r.how)})
+				layers = append(layers, part{d, r.size, r.how.Compression()})
 				break
 			}
 		}
@@ -87,15 +86,7 @@ func (st *student) manifest(img overlay2.Image, wanted []oci.Digest) (made, know
 type part struct {
 	digest      oci.Digest
 	size        int64
-	compression string // "gzip", or "" for none
-}
-
-// compression is what the layers of a recipe are compressed with.
-func compression(how gzexact.Recipe) string {
-	if how == gzexact.Identity() {
-		return ""
-	}
-	return "gzip"
+	compression string // "gzip", "zstd", or "" for none
 }
 
 // forms returns the manifests that builders write for an image, in all the ways they do: with the media types of Docker or OCI;

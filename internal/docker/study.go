@@ -120,6 +120,11 @@ type made struct {
 
 // try makes a layer.
 func (st *student) try(ctx context.Context, l overlay2.Layer, how gzexact.Recipe) (m made, err error) {
+	done, err := st.s.place(ctx, how.Memory(), false)
+	if err != nil {
+		return m, err
+	}
+	defer done()
 	turn, err := st.s.take(ctx)
 	if err != nil {
 		return m, err

@@ -117,20 +117,23 @@ func (s *Store) idle() (n int, done func()) {
 	}
 }
 
-// maxMaking is how many layers are made at once, whatever the processors: each takes up to 4 MB. Those beyond wait until one is done.
-const maxMaking = 4
+// maxMaking is how many layers are made at once, whatever the processors, and makingBytes is what each may take: those of encoders with a
+// large window count for several. Those beyond wait until one is done.
+const (
+	maxMaking   = 4
+	makingBytes = 12 << 20
+)
 
-// place waits for a place among the layers that are made, or among the parts of such, which clients may read slowly. Whoever has it
-// calls done.
-func (s *Store) place(ctx context.Context, part bool) (done func(), err error) {
+// place waits for room for making a layer that takes so much memory, or a part of one, which a client may read slowly. Whoever has it
+// calls done; with an error it does nothing.
+func (s *Store) place(ctx context.Context, memory int64, part bool) (done func(), err error) {
 	places := s.places
 	if part {
 		places = s.parts
 	}
-	select {
-	case places <- struct{}{}:
-		return func() { <-places }, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("docker: %d layers are being made: %w: %w", maxMaking, oci.ErrUnavailable, ctx.Err())
+	n := min((memory+makingBytes-1)/makingBytes, maxMaking)
+	if err := places.Acquire(ctx, n); err != nil {
+		return func() {}, fmt.Errorf("docker: %d layers are being made: %w: %w", maxMaking, oci.ErrUnavailable, err)
 	}
+	return func() { places.Release(n) }, nil
 }

@@ -16,7 +16,7 @@ func BenchmarkEncode(b *testing.B) {
 			if workers > 1 && c.block == 0 {
 				continue
 			}
-			e := Encoder{Recipe: Recipe{c.name, c.levels[0], plainHeader}, Workers: workers}
+			e := Encoder{Recipe: c.recipe(c.levels[0]), Workers: workers}
 			b.Run(fmt.Sprintf("%s-level%d-workers%d", c.name, c.levels[0], workers), func(b *testing.B) {
 				b.SetBytes(int64(len(all)))
 				b.ReportAllocs()
@@ -33,7 +33,7 @@ func BenchmarkEncode(b *testing.B) {
 // BenchmarkLearn is what it takes to find a common and a rare recipe, and that there is none.
 func BenchmarkLearn(b *testing.B) {
 	all := content(8 << 20)
-	rare := encode(b, Encoder{Recipe: Recipe{"klauspost117", 8, plainHeader}}, all)
+	rare := encode(b, Encoder{Recipe: Recipe{codec: "klauspost117", level: 8, header: plainHeader}}, all)
 	unknown := bytes.Clone(rare)
 	clear(unknown[500_000:500_100])
 	for name, stream := range map[string][]byte{
@@ -44,7 +44,7 @@ func BenchmarkLearn(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.SetBytes(int64(len(all)))
 			for b.Loop() {
-				if _, err := Learn(context.Background(), bytes.NewReader(stream), int64(len(stream))); (err == nil) != (name != "unknown") {
+				if _, _, err := learn(stream, all); (err == nil) != (name != "unknown") {
 					b.Fatal(err)
 				}
 			}

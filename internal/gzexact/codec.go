@@ -11,10 +11,14 @@ import (
 	"pier/internal/gzexact/zlib"
 )
 
-// A codec is one encoder of deflate streams.
+// A codec is one encoder.
 type codec struct {
 	name   string // in the text of recipes: never changed
 	levels []int8 // most common first
+
+	// zstd says that a stream is a frame of zstd (RFC 8878), all of which is the encoder's. Else the encoder makes deflate streams (RFC
+	// 1951), which stand between a gzip header, known to the recipe, and a trailer (RFC 1952).
+	zstd bool
 
 	// block is how much content is compressed for itself, in bytes; 0 if a stream is one piece.
 	block int
@@ -34,14 +38,16 @@ type blockEncoder func(dst, before, content []byte, last bool) ([]byte, error)
 
 func (c *codec) has(level int8) bool { return slices.Contains(c.levels, level) }
 
-// codecs returns the encoders, most common first. Of klauspost/compress, whose output changes now and then, 1.20.0 stands for 1.18.2 to
-// 1.20.3, and for Go 1.27, which took its encoder over; 1.17.11 for 1.15.11 to 1.18.0, but for levels 7 to 9 before 1.15.13 and level 4 of
-// 1.18.0.
+// codecs returns the encoders, most common first. The output of klauspost/compress changes now and then. Of its deflate, 1.20.3 stands
+// for 1.18.2 to itself, and for Go 1.27, which took its encoder over; 1.17.11 for 1.15.11 to 1.18.0, but for levels 7 to 9 before 1.15.13
+// and level 4 of 1.18.0. Of its zstd, 1.20.0 stands for 1.16.5 to 1.20.2 (but for levels 3 and 4, which are zstd's from 6 on, only from
+// 1.17.6), and 1.20.3 for itself and 1.20.4. Older ones, back to 1.14.4, differ from 1.16.5 at levels 1 and 2 only where content is odd.
 func codecs() []codec {
 	var (
 		goLevels    = []int8{6, 1, 9, 5, 4, 3, 2, 7, 8, 0, -2}
 		pgzipLevels = []int8{5, 1, 9, 6, 4, 3, 2, 7, 8}
 		zlibLevels  = []int8{6, 9, 1, 5, 4, 3, 2, 7, 8}
+		zstdLevels  = []int8{zstdDefault, zstdFastest, zstdBetter, zstdBest}
 	)
 	return []codec{
 		{name: "go1", levels: goLevels, stream: func(w io.Writer, level int) (io.WriteCloser, error) { return goflate.NewWriter(w, level) }},
@@ -55,6 +61,8 @@ func codecs() []codec {
 		{name: "pigz", levels: zlibLevels, stream: zlibStream(zlib.Pigz), block: zlib.PigzBlock, before: pigzBefore, blocks: pigzBlocks},
 		{name: "pigz1", levels: zlibLevels, stream: zlibStream(zlib.PigzSingle)},
 		{name: "klauspost117", levels: pgzipLevels, stream: func(w io.Writer, level int) (io.WriteCloser, error) { return k117.NewWriter(w, level) }},
+		{name: "klauspost120", zstd: true, levels: zstdLevels, stream: newZstd120},
+		{name: "klauspost1203", zstd: true, levels: zstdLevels, stream: newZstd1203},
 	}
 }
 

@@ -17,10 +17,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/klauspost/compress/zstd/era120/zstd"
 )
 
 const coverageFile = "../../docs/recompression.md"
@@ -32,6 +35,7 @@ type made struct {
 	by, level string
 	stream    []byte
 	own       time.Duration // processor time the program took for nothing but compressing; 0 if that is not known
+	old       bool          // it is of a version whose streams cannot all be made again
 }
 
 // TestCoverage learns streams of the real programs and makes them again. With -args -write
@@ -53,7 +57,7 @@ func TestCoverage(t *testing.T) {
 		make func(*testing.T, string) []made
 	}{
 		{"Go", makeGo}, {"gzip", makeGzip}, {"pigz", makePigz}, {"python3", makePython}, {"crane", makeCrane},
-		{"umoci", makeUmoci}, {"buildah", makeBuildah}, {"skopeo", makeSkopeo},
+		{"umoci", makeUmoci}, {"buildah", makeBuildah}, {"skopeo", makeSkopeo}, {"Go", makeZstd}, {"regctl", makeRegctl}, {"skopeo", makeSkopeoZstd},
 	} {
 		t.Run(program.name, func(t *testing.T) {
 			if _, err := exec.LookPath(program.name); err != nil && program.name != "Go" {
@@ -78,18 +82,16 @@ func cover(t *testing.T, m made) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	r, err := Learn(ctx, bytes.NewReader(m.stream), int64(len(m.stream)))
+	content, err := decompress(m.stream)
 	if err != nil {
-		t.Errorf("%s, level %s: %v", m.by, m.level, err)
+		t.Fatal(err)
+	}
+	r, _, err := learn(m.stream, content)
+	if err != nil {
+		if !m.old {
+			t.Errorf("%s, level %s: %v", m.by, m.level, err)
+		}
 		return fmt.Sprintf("| %s | %s | | no | | |\n", m.by, m.level)
-	}
-	z, err := gzip.NewReader(bytes.NewReader(m.stream))
-	if err != nil {
-		t.Fatal(err)
-	}
-	content, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
 	}
 	var b bytes.Buffer
 	took := fastest(func() time.Duration {
@@ -238,7 +240,7 @@ func makeGo(t *testing.T, layer string) (all []made) {
 			}
 			return processor() - start
 		})
-		all = append(all, made{"Go " + strings.TrimPrefix(runtime.Version(), "go"), fmt.Sprint(level), b.Bytes(), took})
+		all = append(all, made{by: "Go " + strings.TrimPrefix(runtime.Version(), "go"), level: fmt.Sprint(level), stream: b.Bytes(), own: took})
 	}
 	return all
 }
@@ -247,7 +249,7 @@ func makeGzip(t *testing.T, layer string) (all []made) {
 	name := "GNU gzip " + version(t, "gzip", "--version")
 	for level := 1; level <= 9; level++ {
 		out, took := compress(t, "", "gzip", "-c", fmt.Sprintf("-%d", level), layer)
-		all = append(all, made{name, fmt.Sprint(level), out, took})
+		all = append(all, made{by: name, level: fmt.Sprint(level), stream: out, own: took})
 	}
 	return all
 }
@@ -256,10 +258,10 @@ func makePigz(t *testing.T, layer string) (all []made) {
 	name := "pigz " + version(t, "pigz", "--version")
 	for level := 1; level <= 9; level++ {
 		out, took := compress(t, layer, "pigz", "-c", "-p2", fmt.Sprintf("-%d", level))
-		all = append(all, made{name, fmt.Sprint(level), out, took})
+		all = append(all, made{by: name, level: fmt.Sprint(level), stream: out, own: took})
 	}
 	out, took := compress(t, layer, "pigz", "-c", "-nT", "-p1")
-	return append(all, made{name + " -p1", "6", out, took})
+	return append(all, made{by: name + " -p1", level: "6", stream: out, own: took})
 }
 
 func makePython(t *testing.T, layer string) (all []made) {
@@ -273,7 +275,7 @@ func makePython(t *testing.T, layer string) (all []made) {
 	_, idle := compress(t, "", "python3", "-c", "import gzip")
 	for level := 1; level <= 9; level++ {
 		out, took := compress(t, layer, "python3", "-c", fmt.Sprintf(program, level))
-		all = append(all, made{name, fmt.Sprint(level), out, took - idle})
+		all = append(all, made{by: name, level: fmt.Sprint(level), stream: out, own: took - idle})
 	}
 	return all
 }
@@ -330,25 +332,86 @@ func makeBuildah(t *testing.T, layer string) []made {
 	return layers(t, "buildah "+version(t, "buildah", "--version"), dir+"/layout")
 }
 
-func makeSkopeo(t *testing.T, layer string) []made {
+func makeSkopeo(t *testing.T, layer string) []made { return skopeoLayers(t, layer) }
+
+// makeSkopeoZstd has a program compress by zstd as of 2022.
+func makeSkopeoZstd(t *testing.T, layer string) []made {
+	all := skopeoLayers(t, layer, "--dest-compress-format", "zstd")
+	for i := range all {
+		all[i].by += ", zstd as of 2022"
+		all[i].old = true
+	}
+	return all
+}
+
+func skopeoLayers(t *testing.T, layer string, flags ...string) []made {
 	dir := t.TempDir()
 	if _, err := exec.LookPath("umoci"); err != nil {
 		t.Skipf("NOT TESTED: skopeo needs an image of umoci: %v", err)
 	}
 	umociImage(t, dir+"/layout", layer)
 	run(t, "", "skopeo", "copy", "--insecure-policy", "--dest-decompress", "oci:"+dir+"/layout:v1", "dir:"+dir+"/plain")
-	run(t, "", "skopeo", "copy", "--insecure-policy", "--dest-compress", "dir:"+dir+"/plain", "dir:"+dir+"/compressed")
+	run(t, "", slices.Concat([]string{"skopeo", "copy", "--insecure-policy", "--dest-compress"}, flags, []string{"dir:" + dir + "/plain", "dir:" + dir + "/compressed"})...)
 	return layers(t, "skopeo "+version(t, "skopeo", "--version"), dir+"/compressed")
 }
 
-// layers returns the gzip streams in a directory.
+// makeZstd compresses as BuildKit, buildah and others do, each level whole and with the first bytes flushed.
+func makeZstd(t *testing.T, layer string) (all []made) {
+	content, err := os.ReadFile(layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for level := zstd.SpeedFastest; level <= zstd.SpeedBestCompression; level++ {
+		for _, by := range []struct {
+			name    string
+			content func() io.Reader
+		}{
+			{"BuildKit's way", func() io.Reader { return bytes.NewReader(content) }},
+			{"buildah's way", func() io.Reader {
+				return io.MultiReader(bytes.NewReader(content[:8]), struct{ io.Reader }{bytes.NewReader(content[8:])})
+			}},
+		} {
+			var b bytes.Buffer
+			took := fastest(func() time.Duration {
+				b.Reset()
+				start := processor()
+				z, err := zstd.NewWriter(&b, zstd.WithEncoderLevel(level))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.Copy(z, by.content()); err != nil {
+					t.Fatal(err)
+				}
+				if err := z.Close(); err != nil {
+					t.Fatal(err)
+				}
+				return processor() - start
+			})
+			all = append(all, made{by: "zstd of klauspost/compress 1.20.0, " + by.name, level: level.String(), stream: b.Bytes(), own: took})
+		}
+	}
+	return all
+}
+
+// makeRegctl has a program compress by zstd that is built with a version of its own.
+func makeRegctl(t *testing.T, layer string) []made {
+	if _, err := exec.LookPath("umoci"); err != nil {
+		t.Skipf("NOT TESTED: regctl needs an image of umoci: %v", err)
+	}
+	dir := t.TempDir()
+	umociImage(t, dir+"/layout", layer)
+	run(t, "", "regctl", "image", "mod", "ocidir://"+dir+"/layout:v1", "--layer-compress", "zstd", "--create", "ocidir://"+dir+"/zstd:v1")
+	return layers(t, "regctl "+version(t, "regctl", "version", "--format", "{{.VCSTag}}"), dir+"/zstd")
+}
+
+// layers returns the gzip and zstd streams in a directory.
 func layers(t *testing.T, by, dir string) (all []made) {
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
 		b, err := os.ReadFile(p)
-		if bytes.HasPrefix(b, []byte("\x1f\x8b")) {
+		if bytes.HasPrefix(b, []byte("\x1f\x8b")) || bytes.HasPrefix(b, []byte("\x28\xb5\x2f\xfd")) {
 			all = append(all, made{by: by, level: "its own", stream: b})
 		}
 		return err

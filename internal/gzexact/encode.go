@@ -16,7 +16,7 @@ type Encoder struct {
 }
 
 // Encode makes the stream of r from content and writes it to w. It returns the first error of ctx, content or w; a Read or Write that
-// hangs it does not end. Memory is a few megabytes, whatever the size.
+// hangs it does not end. Memory is what [Recipe.Memory] says, whatever the size.
 func (r Recipe) Encode(ctx context.Context, w io.Writer, content io.Reader) error {
 	return Encoder{Recipe: r}.Encode(ctx, w, content)
 }
@@ -36,20 +36,31 @@ func (e Encoder) Encode(ctx context.Context, w io.Writer, content io.Reader) err
 		_, err := e.Index(ctx, w, content)
 		return err
 	}
-	if _, err := io.WriteString(w, e.Recipe.header); err != nil {
+	if _, err := io.WriteString(w, e.Recipe.header); err != nil { // of zstd there is none
 		return err
 	}
 	z, err := c.stream(w, int(e.Recipe.level))
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", e.Recipe, err)
 	}
+	if f, ok := z.(interface{ Flush() error }); ok && e.Recipe.first > 0 {
+		if _, err := io.CopyN(z, content, int64(e.Recipe.first)); err != nil && err != io.EOF {
+			return err
+		}
+		if err := f.Flush(); err != nil {
+			return err
+		}
+	}
 	digest := crc32.NewIEEE()
+	if !c.zstd {
+		content = io.TeeReader(content, digest)
+	}
 	// The encoder is fed whole buffers, of io.Copy's size: how content arrives must not show, not even in when a window moves.
-	n, err := io.CopyBuffer(struct{ io.Writer }{z}, io.TeeReader(&full{content}, digest), make([]byte, 32<<10))
+	n, err := io.CopyBuffer(struct{ io.Writer }{z}, &full{content}, make([]byte, 32<<10))
 	if err != nil {
 		return err
 	}
-	if err := z.Close(); err != nil {
+	if err := z.Close(); err != nil || c.zstd {
 		return err
 	}
 	return writeTrailer(w, digest.Sum32(), n)

@@ -1,15 +1,14 @@
 package gzexact
 
 import (
-	"bytes"
-	"context"
 	"errors"
+	"slices"
 	"testing"
 )
 
 // FuzzDetect feeds bytes of strangers. A recipe for a whole stream must make it.
 func FuzzDetect(f *testing.F) {
-	for _, r := range Candidates()[:5] {
+	for _, r := range append(Candidates()[:5], Candidates()[len(Candidates())-1]) {
 		f.Add(encode(f, Encoder{Recipe: r}, content(300)), true)
 		f.Add(encode(f, Encoder{Recipe: r}, content(9000))[:2000], false)
 	}
@@ -24,9 +23,18 @@ func FuzzDetect(f *testing.F) {
 				t.Errorf("%q parses as %q, error %v", r, parsed, err)
 			}
 		}
-		learned, err := Learn(context.Background(), bytes.NewReader(b), int64(len(b)))
-		if whole && (err == nil) != (len(got) > 0) || err == nil && whole && learned != got[0] {
-			t.Errorf("detected %v, learned %s (%v)", got, learned, err)
+		content, err := decompress(b)
+		if err != nil {
+			return // a header with a wrong checksum, or several things in one
+		}
+		learned, _, err := learn(b, content)
+		switch {
+		case err != nil && !errors.Is(err, ErrUnknown):
+			t.Error(err)
+		case err == nil && !slices.Contains(got, learned):
+			t.Errorf("detected %v, learned %s", got, learned)
+		case err != nil && whole && len(got) > 0 && got[0].Compression() == "gzip":
+			t.Errorf("detected %v, learned nothing", got)
 		}
 	})
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // content returns n bytes that are the same everywhere and always, of all that layers have: words, numbers, zeros, tables, a small
@@ -66,27 +68,57 @@ func encode(t testing.TB, e Encoder, content []byte) []byte {
 	return b.Bytes()
 }
 
+// contains is what Learn opens.
+func contains(content []byte) func(Recipe) (io.ReadCloser, error) {
+	return func(Recipe) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil }
+}
+
+func learn(stream, content []byte) (Recipe, Index, error) {
+	return Learn(context.Background(), bytes.NewReader(stream), int64(len(stream)), contains(content))
+}
+
+// recipe returns one of an encoder, with a header as good as any.
+func (c *codec) recipe(level int8) Recipe {
+	if c.zstd {
+		return Recipe{codec: c.name, level: level}
+	}
+	xfl := map[int8]byte{1: xflFast, 9: xflBest}[level]
+	return Recipe{codec: c.name, level: level, header: string([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, xfl, osUnknown})}
+}
+
 // recipes returns a recipe for every encoder and level.
 func recipes() (all []Recipe) {
 	for _, c := range codecs() {
 		for _, level := range c.levels {
-			xfl := map[int8]byte{1: xflFast, 9: xflBest}[level]
-			all = append(all, Recipe{c.name, level, string([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, xfl, osUnknown})})
+			all = append(all, c.recipe(level))
 		}
 	}
 	return all
 }
 
-func TestEncodeIsGzip(t *testing.T) {
+// decompress returns what a stream contains, by decoders that are not ours.
+func decompress(stream []byte) ([]byte, error) {
+	if bytes.HasPrefix(stream, []byte("\x1f\x8b")) {
+		z, err := gzip.NewReader(bytes.NewReader(stream))
+		if err != nil {
+			return nil, err
+		}
+		return io.ReadAll(z)
+	}
+	z, err := zstd.NewReader(bytes.NewReader(stream), zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		return nil, err
+	}
+	defer z.Close()
+	return io.ReadAll(z)
+}
+
+func TestEncodeIsValid(t *testing.T) {
 	all := content(shorter(256<<10 + 1))
 	for _, r := range recipes() {
 		for _, n := range []int{0, 1, 16, 17, 127, 128, 65535, 128 << 10, len(all)} {
 			want := all[:min(n, len(all))]
-			z, err := gzip.NewReader(bytes.NewReader(encode(t, Encoder{Recipe: r}, want)))
-			if err != nil {
-				t.Fatalf("%s, %d bytes: %v", r, n, err)
-			}
-			got, err := io.ReadAll(z)
+			got, err := decompress(encode(t, Encoder{Recipe: r}, want))
 			if err != nil || !bytes.Equal(got, want) {
 				t.Errorf("%s, %d bytes: decompressed other content (error %v)", r, n, err)
 			}
@@ -121,10 +153,13 @@ func TestLearn(t *testing.T) {
 			}
 			all := long[:n]
 			stream := encode(t, Encoder{Recipe: r}, all)
-			got, err := Learn(context.Background(), bytes.NewReader(stream), int64(len(stream)))
+			got, index, err := learn(stream, all)
 			if err != nil {
 				t.Errorf("%s, %d bytes: %v", r, n, err)
 				continue
+			}
+			if _, has := got.Before(); has != (index.Content == int64(n)) {
+				t.Errorf("%s, %d bytes: learned %s and index %+v", r, n, got, index)
 			}
 			// Another recipe may make the same stream.
 			if !bytes.Equal(encode(t, Encoder{Recipe: got}, all), stream) {
@@ -145,16 +180,57 @@ func TestLearnKeepsHeader(t *testing.T) {
 	if err := z.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r := Recipe{"go1", 6, string(b.Bytes()[:headerBytes+2+6+10+13])}
+	r := Recipe{codec: "go1", level: 6, header: string(b.Bytes()[:headerBytes+2+6+10+13])}
 	stream := encode(t, Encoder{Recipe: r}, all)
-	got, err := Learn(context.Background(), bytes.NewReader(stream), int64(len(stream)))
+	got, _, err := learn(stream, all)
 	if err != nil || got != r {
 		t.Errorf("learned %s (error %v), want %s", got, err, r)
 	}
 }
 
+// A program that looks at the start of the content first makes a block of it.
+func TestLearnFlushed(t *testing.T) {
+	all := content(300_000)
+	for _, first := range []int{1, 8, 100_000} {
+		var b bytes.Buffer
+		z, err := zstd.NewWriter(&b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := z.Write(all[:first]); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := z.ReadFrom(bytes.NewReader(all[first:])); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+		got, _, err := learn(b.Bytes(), all)
+		if first == 100_000 {
+			if !errors.Is(err, ErrUnknown) { // it is compressed: its size does not show
+				t.Errorf("first %d: learned %s, error %v; want ErrUnknown", first, got, err)
+			}
+			continue
+		}
+		if want := (Recipe{codec: "klauspost1203", level: zstdDefault, first: first}); err != nil || got.first != want.first ||
+			!bytes.Equal(encode(t, Encoder{Recipe: want}, all), b.Bytes()) || !bytes.Equal(encode(t, Encoder{Recipe: got}, all), b.Bytes()) {
+			t.Errorf("learned %s (error %v), want %s", got, err, want)
+		}
+	}
+	// Content may be shorter than what it says, in a stream of a stranger.
+	encode(t, Encoder{Recipe: Recipe{codec: "klauspost120", level: zstdDefault, first: 8}}, all[:3])
+}
+
 func TestLearnUnknown(t *testing.T) {
-	one := encode(t, Encoder{Recipe: Candidates()[0]}, content(100_000))
+	all := content(200_000)
+	one := encode(t, Encoder{Recipe: Candidates()[0]}, all)
+	frame := encode(t, Encoder{Recipe: Recipe{codec: "klauspost120", level: zstdDefault}}, all)
+	otherFlags, otherWindow := bytes.Clone(frame), bytes.Clone(frame)
+	otherFlags[4], otherWindow[5] = 0, 0x58
 	// Incompressible blocks of odd sizes, as no encoder here makes them.
 	odd := append([]byte(plainHeader), 0, 3, 0, 0xfc, 0xff, 'a', 'b', 'c', 1, 2, 0, 0xfd, 0xff, 'd', 'e', 0, 0, 0, 0, 5, 0, 0, 0)
 	changed := bytes.Clone(one)
@@ -163,7 +239,14 @@ func TestLearnUnknown(t *testing.T) {
 		"empty":            {},
 		"short":            one[:5],
 		"tar":              content(5000),
-		"zstd":             []byte("\x28\xb5\x2f\xfd\x04\x00\x01\x00\x00ABC"),
+		"tiny window":      []byte("\x28\xb5\x2f\xfd\x04\x00\x01\x00\x00ABC"),
+		"no checksum":      otherFlags,
+		"other window":     otherWindow,
+		"zstd, short":      frame[:5],
+		"zstd, truncated":  frame[:len(frame)/2],
+		"two frames":       append(bytes.Clone(frame), frame...),
+		"frame skipped":    append([]byte("\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"), frame...),
+		"skipped after":    append(bytes.Clone(frame), "\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"...), // zstd:chunked
 		"two members":      append(bytes.Clone(one), one...),
 		"trailing zeros":   append(bytes.Clone(one), make([]byte, 512)...),
 		"truncated":        one[:len(one)/2],
@@ -177,8 +260,15 @@ func TestLearnUnknown(t *testing.T) {
 		"no deflate after": append([]byte(plainHeader), 0xff, 0xff, 0xff),
 	}
 	for name, stream := range tests {
-		if r, err := Learn(context.Background(), bytes.NewReader(stream), int64(len(stream))); !errors.Is(err, ErrUnknown) {
+		if r, _, err := learn(stream, all); !errors.Is(err, ErrUnknown) {
 			t.Errorf("%s: learned %s, error %v; want ErrUnknown", name, r, err)
+		}
+	}
+	for name, other := range map[string][]byte{"none": nil, "less": all[:len(all)-1], "more": append(bytes.Clone(all), 1), "changed": append(bytes.Clone(all[:len(all)-1]), all[len(all)-1]+1)} {
+		for _, stream := range [][]byte{one, frame} {
+			if r, _, err := learn(stream, other); !errors.Is(err, ErrUnknown) {
+				t.Errorf("stream of %d bytes, content with %s: learned %s, error %v; want ErrUnknown", len(stream), name, r, err)
+			}
 		}
 	}
 }
@@ -188,15 +278,32 @@ const plainHeader = "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 // A fault of the disk is not taken for a stream without a recipe.
 func TestLearnFault(t *testing.T) {
 	fault := errors.New("disk on fire")
-	stream := encode(t, Encoder{Recipe: Candidates()[0]}, content(1_000_000))
+	all := content(1_000_000)
+	stream := encode(t, Encoder{Recipe: Candidates()[0]}, all)
 	for _, at := range []int64{0, 20, int64(len(stream)) - 9} {
 		r := faulty{bytes.NewReader(stream), at, fault}
-		if _, err := Learn(context.Background(), r, int64(len(stream))); !errors.Is(err, fault) {
+		if _, _, err := Learn(context.Background(), r, int64(len(stream)), contains(all)); !errors.Is(err, fault) {
 			t.Errorf("fault at %d: error %v", at, err)
 		}
 	}
+	// Nor is one of what it contains, in which another encoder than that of the stream was tried last.
+	for _, r := range []Recipe{Candidates()[0], {codec: "klauspost117", level: 8, header: plainHeader}, {codec: "pgzip117-1m", level: 5, header: plainHeader}, {codec: "klauspost120", level: zstdDefault}} {
+		stream := encode(t, Encoder{Recipe: r}, all)
+		for _, at := range []int{0, len(all) - 1, len(all)} {
+			content := func(Recipe) (io.ReadCloser, error) {
+				return io.NopCloser(io.MultiReader(bytes.NewReader(all[:at]), iotest.ErrReader(fault))), nil
+			}
+			if _, _, err := Learn(context.Background(), bytes.NewReader(stream), int64(len(stream)), content); !errors.Is(err, fault) {
+				t.Errorf("%s: fault at %d of what it contains: error %v", r, at, err)
+			}
+		}
+	}
+	gone := func(Recipe) (io.ReadCloser, error) { return nil, fault }
+	if _, _, err := Learn(context.Background(), bytes.NewReader(stream), int64(len(stream)), gone); !errors.Is(err, fault) {
+		t.Errorf("what it contains is gone: error %v", err)
+	}
 	// The file is shorter than was said.
-	if _, err := Learn(context.Background(), bytes.NewReader(stream[:100_000-1]), int64(len(stream))); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, _, err := Learn(context.Background(), bytes.NewReader(stream[:100_000-1]), int64(len(stream)), contains(all)); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("short file: error %v, want that of reading", err)
 	}
 }
@@ -218,7 +325,7 @@ func TestDetect(t *testing.T) {
 	skipRaced(t)
 	all := content(400_000)
 	for _, c := range codecs() {
-		r := Recipe{c.name, c.levels[0], plainHeader}
+		r := c.recipe(c.levels[0])
 		stream := encode(t, Encoder{Recipe: r}, all)
 		prefix := stream[:min(PrefixSize, len(stream)*9/10)]
 		got, err := Detect(prefix, false)
@@ -249,7 +356,7 @@ func TestDetect(t *testing.T) {
 // A prefix can stand for a thousand times its size; what is above 8 MiB is not looked at.
 func TestDetectBomb(t *testing.T) {
 	skipRaced(t)
-	r := Recipe{"zlib", 9, "\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03"}
+	r := Recipe{codec: "zlib", level: 9, header: "\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03"}
 	var b bytes.Buffer
 	if err := r.Encode(context.Background(), &b, io.LimitReader(zeros{}, 20<<20)); err != nil {
 		t.Fatal(err)
@@ -265,27 +372,30 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestLearnEndsWithContext(t *testing.T) {
-	stream := encode(t, Encoder{Recipe: Candidates()[0]}, content(3<<20))
+	all := content(3 << 20)
+	stream := encode(t, Encoder{Recipe: Candidates()[0]}, all)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	stop := errors.New("enough")
 	cancel(stop)
-	if _, err := Learn(ctx, bytes.NewReader(stream), int64(len(stream))); !errors.Is(err, stop) {
+	if _, _, err := Learn(ctx, bytes.NewReader(stream), int64(len(stream)), contains(all)); !errors.Is(err, stop) {
 		t.Errorf("error %v, want the cause", err)
 	}
 }
 
 // What Encode takes does not grow with the content.
 func TestMemory(t *testing.T) {
-	const limit = 6 << 20 // bytes, all that is ever allocated in one run
+	all := []Recipe{{codec: "klauspost120", level: zstdFastest}, {codec: "klauspost120", level: zstdBetter}, {codec: "klauspost120", level: zstdBest}}
 	for _, c := range codecs() {
-		r := Recipe{c.name, c.levels[0], plainHeader}
+		all = append(all, c.recipe(c.levels[0]))
+	}
+	for _, r := range all {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		if err := r.Encode(context.Background(), io.Discard, io.LimitReader(zeros{}, 40<<20)); err != nil {
 			t.Fatal(err)
 		}
 		runtime.ReadMemStats(&after)
-		if n := after.TotalAlloc - before.TotalAlloc; n > limit {
+		if n := after.TotalAlloc - before.TotalAlloc; n > uint64(r.Memory()) { // all that is ever allocated
 			t.Errorf("%s: %d bytes allocated for 40 MiB", r, n)
 		}
 	}
@@ -309,7 +419,10 @@ func TestRecipeText(t *testing.T) {
 	for _, bad := range []string{"gzip", "zip go1 level=6 header=1f8b08000000000000ff", "gzip go7 level=6 header=1f8b08000000000000ff",
 		"gzip go1 level=10 header=1f8b08000000000000ff", "gzip go1 level=06 header=1f8b08000000000000ff", "gzip go1 level=6 header=1F8b08000000000000ff",
 		"gzip go1 level=6 header=1f8b0800", "gzip go1 level=6 header=1f8b08000000000000ff00", " identity",
-		"gzip go1 level=6 1f8b08000000000000ff", "gzip go1 level=600 header=1f8b08000000000000ff"} {
+		"gzip go1 level=6 1f8b08000000000000ff", "zstd go1 level=6", "zstd go1 level=6 header=1f8b08000000000000ff", "zstd klauspost120",
+		"gzip klauspost120 level=2", "gzip klauspost120 level=2 header=1f8b08000000000000ff", "zstd klauspost120 level=5",
+		"zstd klauspost120 level=2 first=0", "zstd klauspost120 level=2 first=-1", "zstd klauspost120 level=2 first=131072",
+		"zstd klauspost120 level=2 first=8 ", "zstd klauspost120 level=2 first=08", "zstd klauspost120 level=2 8", "gzip go1 level=600 header=1f8b08000000000000ff"} {
 		if r, err := ParseRecipe(bad); err == nil {
 			t.Errorf("%q: parsed as %s", bad, r)
 		}
@@ -334,7 +447,7 @@ func TestWorkersAndIndex(t *testing.T) {
 			if c.block == 0 {
 				continue
 			}
-			r := Recipe{c.name, c.levels[0], plainHeader}
+			r := c.recipe(c.levels[0])
 			want := encode(t, Encoder{Recipe: r}, all)
 			if got := encode(t, Encoder{Recipe: r, Workers: 3}, all); !bytes.Equal(got, want) {
 				t.Errorf("%s, %d bytes: three workers make another stream", r, n)

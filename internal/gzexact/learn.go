@@ -1,7 +1,6 @@
 package gzexact
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"compress/flate"
@@ -19,7 +18,7 @@ const PrefixSize = 512 << 10
 const detectContent = 8 << 20
 
 // Detect returns the recipes that may have made a stream which begins with prefix, most likely first; whole says that prefix is all of
-// it. It reports ErrUnknown if none can have. That all of a prefix fits is no proof.
+// it. It reports ErrUnknown if none can have. That all of a prefix fits is no proof. Of zstd only the header is looked at.
 func Detect(prefix []byte, whole bool) ([]Recipe, error) {
 	candidates, err := headerCandidates(prefix)
 	if err != nil {
@@ -27,12 +26,13 @@ func Detect(prefix []byte, whole bool) ([]Recipe, error) {
 	}
 	var found []Recipe
 	for _, r := range candidates {
-		t := trial{stream: bytes.NewReader(prefix), size: int64(len(prefix)), whole: whole}
-		ok, err := t.run(context.Background(), r)
-		if err != nil {
-			return nil, err
+		if r.header == "" {
+			found = append(found, r)
+			continue
 		}
-		if ok {
+		content := &decompressed{r: flate.NewReader(bytes.NewReader(prefix[len(r.header):])), whole: whole}
+		t := trial{stream: bytes.NewReader(prefix), size: int64(len(prefix)), whole: whole}
+		if ok, _, err := t.run(context.Background(), r, content); err == nil && ok { // an error says that it is no deflate stream
 			found = append(found, r)
 		}
 	}
@@ -42,34 +42,43 @@ func Detect(prefix []byte, whole bool) ([]Recipe, error) {
 	return found, nil
 }
 
-// Learn finds the recipe of the stream that is the first size bytes of stream: it decompresses it, compresses the content with each
-// encoder that may have made it, and compares, until one made all of it. An encoder is given up at the first difference. Memory is a few
-// megabytes whatever the size; time is that of compressing the content once, and a little for each encoder that is given up. It reports
-// ErrUnknown if no encoder made it; other errors are those of ctx and of reading.
-func Learn(ctx context.Context, stream io.ReaderAt, size int64) (Recipe, error) {
+// Learn finds the recipe of the stream that is the first size bytes of stream: it compresses its content by each recipe that may have made
+// it, and compares, until one made all of it. A recipe is given up at the first difference. content opens the content for a recipe, which
+// takes the memory it says until the content is closed. Learn returns the index too, if streams of the recipe have points. Time is that of
+// compressing the content once, and a little for each recipe that is given up. Learn reports ErrUnknown if no recipe makes the stream of
+// that content; other errors are those of ctx and of reading.
+func Learn(ctx context.Context, stream io.ReaderAt, size int64, content func(Recipe) (io.ReadCloser, error)) (Recipe, Index, error) {
 	start := make([]byte, min(size, maxHeader))
 	if _, err := stream.ReadAt(start, 0); err != nil && err != io.EOF {
-		return Recipe{}, err
+		return Recipe{}, Index{}, err
 	}
 	candidates, err := headerCandidates(start)
 	if err != nil {
-		return Recipe{}, err
+		return Recipe{}, Index{}, err
 	}
 	for _, r := range candidates {
-		t := trial{stream: stream, size: size, whole: true}
-		ok, err := t.run(ctx, r)
+		c, err := content(r)
 		if err != nil {
-			return Recipe{}, err
+			return Recipe{}, Index{}, err
+		}
+		t := trial{stream: stream, size: size, whole: true}
+		ok, index, err := t.run(ctx, r, c)
+		c.Close()
+		if err != nil {
+			return Recipe{}, Index{}, err
 		}
 		if ok {
-			return r, nil
+			return r, index, nil
 		}
 	}
-	return Recipe{}, ErrUnknown
+	return Recipe{}, Index{}, ErrUnknown
 }
 
 // headerCandidates returns the recipes that write the header which prefix begins with, most likely first.
 func headerCandidates(prefix []byte) ([]Recipe, error) {
+	if all, err := zstdCandidates(prefix); err == nil {
+		return all, nil
+	}
 	h, err := parseHeader(prefix)
 	if err != nil {
 		return nil, err
@@ -81,8 +90,8 @@ func headerCandidates(prefix []byte) ([]Recipe, error) {
 	var all []candidate
 	for i, c := range codecs() {
 		for j, level := range c.levels {
-			if h.allows(c.name, level) {
-				all = append(all, candidate{Recipe{c.name, level, string(prefix[:h.size])}, i - h.suggests(&c), j})
+			if !c.zstd && h.allows(c.name, level) {
+				all = append(all, candidate{Recipe{codec: c.name, level: level, header: string(prefix[:h.size])}, i - h.suggests(&c), j})
 			}
 		}
 	}
@@ -143,90 +152,72 @@ type trial struct {
 
 	off   int64 // how far it was compared, in bytes
 	buf   [32 << 10]byte
-	fault error // of reading stream
+	ended error // why it was compared no further: errDiffers, errCut, or that stream cannot be read
 }
 
-// run reports whether r made the stream, or may have if only its start is there. Errors are those of ctx and of reading.
-func (t *trial) run(ctx context.Context, r Recipe) (bool, error) {
-	header := int64(len(r.header))
-	err := r.Encode(ctx, t, &decompressed{t: t, r: flate.NewReader(bufio.NewReaderSize(&source{t: t, off: header}, len(t.buf)))})
-	switch {
-	case t.fault != nil:
-		return false, t.fault
-	case ctx.Err() != nil:
-		return false, context.Cause(ctx)
-	case err == nil:
-		return t.off == t.size, nil
-	case errors.Is(err, errCut):
-		return !t.whole, nil
+// run reports whether r makes the stream from content, or may if only its start is there, and the index if it has one. Errors are those
+// of ctx and of reading.
+func (t *trial) run(ctx context.Context, r Recipe, content io.Reader) (ok bool, index Index, err error) {
+	e := Encoder{Recipe: r}
+	if _, has := r.Before(); has && t.whole { // of a start there may be less than a block, of which nothing would be compared
+		index, err = e.Index(ctx, t, content)
+	} else {
+		err = e.Encode(ctx, t, content)
 	}
-	return false, nil // what differs, or is no deflate stream
+	switch {
+	case ctx.Err() != nil:
+		return false, Index{}, context.Cause(ctx)
+	case errors.Is(t.ended, errDiffers):
+		return false, Index{}, nil
+	case errors.Is(t.ended, errCut) || errors.Is(err, errCut):
+		return !t.whole, Index{}, nil
+	case t.ended != nil:
+		return false, Index{}, t.ended
+	case err != nil:
+		return false, Index{}, err
+	}
+	return t.off == t.size, index, nil
 }
 
 // Write compares p with the stream.
 func (t *trial) Write(p []byte) (int, error) {
-	for rest := p; len(rest) > 0; {
-		if t.off >= t.size {
-			if t.whole {
-				return 0, errDiffers
-			}
-			return 0, errCut
-		}
+	for rest := p; len(rest) > 0 && t.ended == nil; {
 		b := t.buf[:min(int64(len(t.buf)), int64(len(rest)), t.size-t.off)]
-		if n, err := t.stream.ReadAt(b, t.off); n < len(b) {
-			return 0, t.failed(err)
-		}
-		if !bytes.Equal(b, rest[:len(b)]) {
-			return 0, errDiffers
+		switch n, err := t.stream.ReadAt(b, t.off); {
+		case len(b) == 0 && t.whole:
+			t.ended = errDiffers
+		case len(b) == 0:
+			t.ended = errCut
+		case n < len(b) && err == io.EOF:
+			t.ended = io.ErrUnexpectedEOF // it is shorter than was said
+		case n < len(b):
+			t.ended = err
+		case !bytes.Equal(b, rest[:n]):
+			t.ended = errDiffers
 		}
 		t.off += int64(len(b))
 		rest = rest[len(b):]
 	}
+	if t.ended != nil {
+		return 0, t.ended
+	}
 	return len(p), nil
 }
 
-// source is what is compressed in the stream of a trial.
-type source struct {
-	t   *trial
-	off int64
-}
-
-func (s *source) Read(p []byte) (int, error) {
-	p = p[:min(int64(len(p)), s.t.size-s.off)]
-	if len(p) == 0 {
-		return 0, io.EOF
-	}
-	n, err := s.t.stream.ReadAt(p, s.off)
-	s.off += int64(n)
-	if n == 0 {
-		return 0, s.t.failed(err)
-	}
-	return n, nil
-}
-
-// failed notes that the stream cannot be read.
-func (t *trial) failed(err error) error {
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF // it is shorter than was said
-	}
-	t.fault = err
-	return err
-}
-
-// decompressed is the content of the stream of a trial. It ends with errCut where a start ends.
+// decompressed is the content of a stream, or of the start of one: then it ends with errCut where that ends.
 type decompressed struct {
-	t *trial
-	r io.Reader
-	n int64
+	r     io.Reader
+	whole bool
+	n     int64
 }
 
 func (d *decompressed) Read(p []byte) (int, error) {
-	if !d.t.whole && d.n >= detectContent {
+	if !d.whole && d.n >= detectContent {
 		return 0, errCut
 	}
 	n, err := d.r.Read(p)
 	d.n += int64(n)
-	if err == io.ErrUnexpectedEOF && !d.t.whole {
+	if err == io.ErrUnexpectedEOF && !d.whole {
 		err = errCut
 	}
 	return n, err
@@ -240,22 +231,26 @@ func Candidates() []Recipe {
 		pgzip = "\x1f\x8b\x08\x00\x00\x09\x6e\x88"
 	)
 	return []Recipe{
-		{"go1", 6, plain + "\x00\xff"}, // docker push, BuildKit, containerd
-		{"go2", 6, plain + "\x00\xff"},
-		{"pgzip117-1m", 5, pgzip + "\x00\xff"}, // buildah, podman, skopeo
-		{"pgzip120-1m", 5, pgzip + "\x00\xff"},
-		{"go1", 1, plain + "\x04\xff"}, // crane, ko, kaniko
-		{"go2", 1, plain + "\x04\xff"},
-		{"pgzip117-256k", 5, pgzip + "\x00\xff"}, // umoci
-		{"pgzip120-256k", 5, pgzip + "\x00\xff"},
-		{"zlib", 6, plain + "\x00\x00"}, // jib
-		{"zlib", 6, plain + "\x00\xff"},
-		{"gnu", 6, plain + "\x00\x03"}, // gzip -n
-		{"pigz", 6, plain + "\x00\x03"},
-		{"gnu", 9, plain + "\x02\x03"},
-		{"pigz", 9, plain + "\x02\x03"},
-		{"zlib", 9, plain + "\x02\xff"}, // Python with mtime=0
-		{"go1", 9, plain + "\x02\xff"},
-		{"go2", 9, plain + "\x02\xff"},
+		{codec: "go1", level: 6, header: plain + "\x00\xff"}, // docker push, BuildKit, containerd
+		{codec: "go2", level: 6, header: plain + "\x00\xff"},
+		{codec: "pgzip117-1m", level: 5, header: pgzip + "\x00\xff"}, // buildah, podman, skopeo
+		{codec: "pgzip120-1m", level: 5, header: pgzip + "\x00\xff"},
+		{codec: "go1", level: 1, header: plain + "\x04\xff"}, // crane, ko, kaniko
+		{codec: "go2", level: 1, header: plain + "\x04\xff"},
+		{codec: "pgzip117-256k", level: 5, header: pgzip + "\x00\xff"}, // umoci
+		{codec: "pgzip120-256k", level: 5, header: pgzip + "\x00\xff"},
+		{codec: "zlib", level: 6, header: plain + "\x00\x00"}, // jib
+		{codec: "zlib", level: 6, header: plain + "\x00\xff"},
+		{codec: "gnu", level: 6, header: plain + "\x00\x03"}, // gzip -n
+		{codec: "pigz", level: 6, header: plain + "\x00\x03"},
+		{codec: "gnu", level: 9, header: plain + "\x02\x03"},
+		{codec: "pigz", level: 9, header: plain + "\x02\x03"},
+		{codec: "zlib", level: 9, header: plain + "\x02\xff"}, // Python with mtime=0
+		{codec: "go1", level: 9, header: plain + "\x02\xff"},
+		{codec: "go2", level: 9, header: plain + "\x02\xff"},
+		{codec: "klauspost120", level: zstdDefault}, // BuildKit and others that are told to make zstd
+		{codec: "klauspost1203", level: zstdDefault},
+		{codec: "klauspost120", level: zstdDefault, first: 8}, // buildah, podman, skopeo
+		{codec: "klauspost1203", level: zstdDefault, first: 8},
 	}
 }

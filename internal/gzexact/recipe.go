@@ -16,7 +16,8 @@ var ErrUnknown = errors.New("no known encoder made this stream")
 type Recipe struct {
 	codec  string // name in codecs, or identity
 	level  int8
-	header string // the bytes before the deflate stream, as they are: time, name and all
+	header string // of gzip, the bytes before the deflate stream, as they are: time, name and all
+	first  int    // of zstd, bytes of content after which the encoder was flushed, if it was
 }
 
 const (
@@ -31,10 +32,17 @@ func Identity() Recipe { return Recipe{codec: identity} }
 // IsZero reports whether r is no recipe.
 func (r Recipe) IsZero() bool { return r == Recipe{} }
 
-// String returns the text of r, such as "identity" or "gzip go1 level=6 header=1f8b08000000000000ff"; "" if r is none.
+// String returns the text of r, such as "identity", "gzip go1 level=6 header=1f8b08000000000000ff" or "zstd klauspost120 level=2"; "" if r
+// is none.
 func (r Recipe) String() string {
 	if r.IsZero() || r.codec == identity {
 		return r.codec
+	}
+	switch {
+	case r.first > 0:
+		return fmt.Sprintf("zstd %s level=%d first=%d", r.codec, r.level, r.first)
+	case r.header == "":
+		return fmt.Sprintf("zstd %s level=%d", r.codec, r.level)
 	}
 	return fmt.Sprintf("gzip %s level=%d header=%x", r.codec, r.level, r.header)
 }
@@ -45,23 +53,32 @@ func ParseRecipe(s string) (Recipe, error) {
 		return Identity(), nil
 	}
 	fields := strings.Split(s, " ")
-	if len(fields) != 4 || fields[0] != "gzip" {
-		return Recipe{}, fmt.Errorf("recipe %.80q: want %q or \"gzip ENCODER level=LEVEL header=HEX\"", s, identity)
+	if len(fields) < 3 {
+		return Recipe{}, fmt.Errorf("recipe %.80q: want %q, \"gzip ENCODER level=LEVEL header=HEX\" or \"zstd ENCODER level=LEVEL [first=BYTES]\"", s, identity)
 	}
 	level, err := strconv.ParseInt(strings.TrimPrefix(fields[2], "level="), 10, 8)
 	if err != nil {
 		return Recipe{}, fmt.Errorf("recipe %.80q: level: %w", s, err)
 	}
-	header, err := hex.DecodeString(strings.TrimPrefix(fields[3], "header="))
-	if err != nil {
-		return Recipe{}, fmt.Errorf("recipe %.80q: header: %w", s, err)
-	}
-	r := Recipe{codec: fields[1], level: int8(level), header: string(header)}
-	if c := r.find(); c == nil || !c.has(r.level) {
+	r := Recipe{codec: fields[1], level: int8(level)}
+	c := r.find()
+	if c == nil || !c.has(r.level) {
 		return Recipe{}, fmt.Errorf("recipe %.80q: no such encoder, or it has no such level", s)
 	}
-	if h, err := parseHeader(header); err != nil || h.size != len(header) {
-		return Recipe{}, fmt.Errorf("recipe %.80q: its header is not one gzip header", s)
+	switch last := fields[len(fields)-1]; {
+	case c.zstd && len(fields) > 3:
+		if r.first, err = strconv.Atoi(strings.TrimPrefix(last, "first=")); err != nil || r.first <= 0 || r.first >= zstdBlock {
+			return Recipe{}, fmt.Errorf("recipe %.80q: first is not from 1 to %d", s, zstdBlock-1)
+		}
+	case !c.zstd:
+		header, err := hex.DecodeString(strings.TrimPrefix(last, "header="))
+		if err != nil {
+			return Recipe{}, fmt.Errorf("recipe %.80q: header: %w", s, err)
+		}
+		if h, err := parseHeader(header); err != nil || h.size != len(header) {
+			return Recipe{}, fmt.Errorf("recipe %.80q: its header is not one gzip header", s)
+		}
+		r.header = string(header)
 	}
 	if r.String() != s {
 		return Recipe{}, fmt.Errorf("recipe %.80q: its canonical form is %.80q", s, r)
@@ -79,6 +96,24 @@ func (r *Recipe) UnmarshalText(text []byte) (err error) {
 		*r, err = ParseRecipe(string(text))
 	}
 	return err
+}
+
+// Compression returns what streams of r are compressed with: "gzip" or "zstd", or "" if they are not.
+func (r Recipe) Compression() string {
+	compression, _, ok := strings.Cut(r.String(), " ")
+	if !ok {
+		return ""
+	}
+	return compression
+}
+
+// Memory returns how many bytes the encoder of r takes at most, whatever the size of the content: measured, with what the runtime has not
+// collected yet.
+func (r Recipe) Memory() int64 {
+	if c := r.find(); c != nil && c.zstd {
+		return zstdMemory[r.level]
+	}
+	return 6 << 20
 }
 
 // find returns the encoder of r, or nil.
