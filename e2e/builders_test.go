@@ -148,18 +148,16 @@ func buildByDocker(version, kit string) builder {
 	return func(t *testing.T, g guest, reference string) {
 		d := startDocker(t, version, dockerConfig{})
 		defer d.stop(t)
-		d.build(t, kit, g.context(t), reference)
+		d.build(t, kit, g.context(t), "--tag", reference)
 		d.push(t, reference)
 	}
 }
 
-// buildZstdByBuildKit tells it through the command of Docker 20, for that of 29 leaves such to a plugin.
+// buildZstdByBuildKit has BuildKit compress by zstd.
 func buildZstdByBuildKit(t *testing.T, g guest, reference string) {
 	d := startDocker(t, modern, dockerConfig{})
 	defer d.stop(t)
-	run(t, "env", "DOCKER_BUILDKIT=1", "DOCKER_API_VERSION=1.44", "DOCKER_CONFIG="+filepath.Join(d.dir, "home"),
-		tool(classic+"/docker"), "--host", "unix://"+d.socket, "build", "--quiet", "--network", "none",
-		"--output", "type=image,name="+reference+",compression=zstd,force-compression=true", g.context(t))
+	d.build(t, "1", g.context(t), "--output", "type=image,name="+reference+",compression=zstd,force-compression=true")
 	d.push(t, reference)
 }
 

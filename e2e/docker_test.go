@@ -287,9 +287,9 @@ func (d *docker) run(t *testing.T, reference string, args ...string) string {
 }
 
 // build builds an image from a directory with a Dockerfile, by the classic builder or, if kit is "1", by BuildKit.
-func (d *docker) build(t *testing.T, kit, dir, reference string) {
+func (d *docker) build(t *testing.T, kit, dir string, flags ...string) {
 	t.Helper()
-	build := d.line("build", "--quiet", "--network", "none", "--tag", reference, dir)
+	build := d.line(slices.Concat([]string{"build", "--quiet", "--network", "none"}, flags, []string{dir})...)
 	run(t, "env", append([]string{"DOCKER_BUILDKIT=" + kit, "DOCKER_CONFIG=" + filepath.Join(d.dir, "home")}, build...)...)
 }
 

@@ -17,6 +17,17 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// The program goes on every node, over every link.
+func TestProgramIsSmall(t *testing.T) {
+	t.Parallel()
+	const limit = 14_000_000
+	info, err := os.Stat(pierBinary)
+	must(t, err)
+	if info.Size() > limit {
+		t.Errorf("the program has %d bytes, want %d at most", info.Size(), limit)
+	}
+}
+
 // mountSmall mounts a file system of so many MiB on a directory of its own.
 func mountSmall(t *testing.T, mib int) (dir string) {
 	t.Helper()

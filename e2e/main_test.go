@@ -39,6 +39,9 @@ func prepareAndRun(m *testing.M) (int, error) {
 	if err := findTools(); err != nil {
 		return 0, err
 	}
+	if err := os.Setenv("PATH", os.Getenv("PATH")+":"+filepath.Join(toolsDir, "bin")); err != nil { // for what a machine may lack
+		return 0, err
+	}
 	if pierBinary = os.Getenv("PIER_BINARY"); pierBinary != "" {
 		return m.Run(), nil
 	}
@@ -48,8 +51,7 @@ func prepareAndRun(m *testing.M) (int, error) {
 	}
 	defer os.RemoveAll(dir)
 	pierBinary = filepath.Join(dir, "pier")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", pierBinary, "pier/cmd/pier")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build := exec.Command("make", "-C", "..", "build", "BIN="+pierBinary, "VERSION=e2e")
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("%s: %w\n%s", strings.Join(build.Args, " "), err, out)
 	}

@@ -4,8 +4,8 @@
 #
 #   lint    golangci-lint
 #   e2e     docker-registry, skopeo, containerd 1.x, containerd 2.x, crane, regctl, a registry with the referrers API,
-#           avahi, Docker 20.10 and 29, buildah, umoci, pigz
-#   bench   nginx, and curl where the system has none
+#           avahi, Docker 20.10 and 29, buildah, umoci, pigz, and curl where the system has none
+#   bench   nginx, pigz, and curl where the system has none
 #
 # Go programs come from the Go module proxy at the versions below. Debian packages are downloaded and unpacked, never
 # installed: no service starts, and containerd 1.x and 2.x live side by side. Their versions are those of the machine's
@@ -150,6 +150,7 @@ e2e() {
 	wrap "$tools/bin" buildah "$tools/debian/buildah/usr/bin/buildah" $skopeo_libraries
 	link "$tools/bin" umoci "$tools/debian/umoci/usr/bin/umoci"
 	link "$tools/bin" pigz "$tools/debian/pigz/usr/bin/pigz"
+	curl_program
 	wait $docker29 || exit 1
 }
 
@@ -209,14 +210,18 @@ referrers_registry() {
 	rm -r "$dir"
 }
 
+curl_program() {
+	command -v curl >/dev/null && return
+	debian curl $curl_libraries
+	wrap "$tools/bin" curl "$tools/debian/curl/usr/bin/curl" $curl_libraries
+}
+
 bench() {
 	debian nginx
 	link "$tools/bin" nginx "$tools/debian/nginx/usr/sbin/nginx"
 	debian pigz
 	link "$tools/bin" pigz "$tools/debian/pigz/usr/bin/pigz"
-	command -v curl >/dev/null && return
-	debian curl $curl_libraries
-	wrap "$tools/bin" curl "$tools/debian/curl/usr/bin/curl" $curl_libraries
+	curl_program
 }
 
 [ $# -gt 0 ] || die "usage: tools.sh lint|e2e|bench..."

@@ -47,6 +47,9 @@ type Config struct {
 	Keep int64 // bytes of layers that are kept: those that nothing makes again, and above 1 GiB also those that were made lately; 0: none
 	CPU  int   // processors that make layers again; 0: 1
 
+	// Reserve is told how many bytes more are taken from now on to make layers, or fewer. Nil: nobody wants to know.
+	Reserve func(bytes int64)
+
 	Log     *slog.Logger // nil: silent
 	Metrics *metrics.Set // nil: a set of its own
 }
@@ -99,6 +102,9 @@ func Open(c Config) (*Store, error) {
 	}
 	if c.Metrics == nil {
 		c.Metrics = metrics.NewSet()
+	}
+	if c.Reserve == nil {
+		c.Reserve = func(int64) {}
 	}
 	c.CPU = max(c.CPU, 1)
 	disk, err := overlay2.Open(overlay2.Config{Root: c.Root})

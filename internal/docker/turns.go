@@ -121,7 +121,7 @@ func (s *Store) idle() (n int, done func()) {
 // large window count for several. Those beyond wait until one is done.
 const (
 	maxMaking   = 4
-	makingBytes = 12 << 20
+	makingBytes = 10 << 20
 )
 
 // place waits for room for making a layer that takes so much memory, or a part of one, which a client may read slowly. Whoever has it
@@ -135,5 +135,9 @@ func (s *Store) place(ctx context.Context, memory int64, part bool) (done func()
 	if err := places.Acquire(ctx, n); err != nil {
 		return func() {}, fmt.Errorf("docker: %d layers are being made: %w: %w", maxMaking, oci.ErrUnavailable, err)
 	}
-	return func() { places.Release(n) }, nil
+	s.c.Reserve(memory)
+	return func() {
+		s.c.Reserve(-memory)
+		places.Release(n)
+	}, nil
 }

@@ -40,14 +40,14 @@ func (c *codec) has(level int8) bool { return slices.Contains(c.levels, level) }
 
 // codecs returns the encoders, most common first. The output of klauspost/compress changes now and then. Of its deflate, 1.20.3 stands
 // for 1.18.2 to itself, and for Go 1.27, which took its encoder over; 1.17.11 for 1.15.11 to 1.18.0, but for levels 7 to 9 before 1.15.13
-// and level 4 of 1.18.0. Of its zstd, 1.20.0 stands for 1.16.5 to 1.20.2 (but for levels 3 and 4, which are zstd's from 6 on, only from
-// 1.17.6), and 1.20.3 for itself and 1.20.4. Older ones, back to 1.14.4, differ from 1.16.5 at levels 1 and 2 only where content is odd.
+// and level 4 of 1.18.0. Of its zstd, 1.20.0 stands for 1.16.5 to 1.20.2 (but at level 3, which is zstd's from 6 on, only from 1.17.5), and
+// 1.20.3 for itself and 1.20.4. Older ones, back to 1.14.4, differ from 1.16.5 at levels 1 and 2 only where content is odd.
 func codecs() []codec {
 	var (
 		goLevels    = []int8{6, 1, 9, 5, 4, 3, 2, 7, 8, 0, -2}
 		pgzipLevels = []int8{5, 1, 9, 6, 4, 3, 2, 7, 8}
 		zlibLevels  = []int8{6, 9, 1, 5, 4, 3, 2, 7, 8}
-		zstdLevels  = []int8{zstdDefault, zstdFastest, zstdBetter, zstdBest}
+		zstdLevels  = []int8{zstdDefault, zstdFastest, zstdBetter}
 	)
 	return []codec{
 		{name: "go1", levels: goLevels, stream: func(w io.Writer, level int) (io.WriteCloser, error) { return goflate.NewWriter(w, level) }},

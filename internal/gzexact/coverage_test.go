@@ -361,7 +361,7 @@ func makeZstd(t *testing.T, layer string) (all []made) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for level := zstd.SpeedFastest; level <= zstd.SpeedBestCompression; level++ {
+	for level := zstd.SpeedFastest; level <= zstd.SpeedBetterCompression; level++ {
 		for _, by := range []struct {
 			name    string
 			content func() io.Reader

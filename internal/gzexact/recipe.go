@@ -107,13 +107,12 @@ func (r Recipe) Compression() string {
 	return compression
 }
 
-// Memory returns how many bytes the encoder of r takes at most, whatever the size of the content: measured, with what the runtime has not
-// collected yet.
+// Memory returns how many bytes the encoder of r takes, whatever the size of the content.
 func (r Recipe) Memory() int64 {
 	if c := r.find(); c != nil && c.zstd {
 		return zstdMemory[r.level]
 	}
-	return 6 << 20
+	return 2 << 20
 }
 
 // find returns the encoder of r, or nil.

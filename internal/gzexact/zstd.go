@@ -8,16 +8,16 @@ import (
 	k120 "github.com/klauspost/compress/zstd/era120/zstd"
 )
 
-// The levels of klauspost/compress, which builders choose by zstd's: from 1, 3, 6 and 10 on. In recipes they are numbers.
+// The levels of klauspost/compress, which builders choose by zstd's: from 1, 3 and 6 on. In recipes they are numbers. The fourth, from
+// zstd's 10 on, is left out: it takes 43 MB.
 const (
 	zstdFastest = int8(k120.SpeedFastest)
 	zstdDefault = int8(k120.SpeedDefault)
 	zstdBetter  = int8(k120.SpeedBetterCompression)
-	zstdBest    = int8(k120.SpeedBestCompression)
 )
 
-// zstdMemory is what they take, in bytes: twice the window that matches are looked for in, but once for the best, and tables.
-var zstdMemory = map[int8]int64{zstdFastest: 12 << 20, zstdDefault: 21 << 20, zstdBetter: 24 << 20, zstdBest: 48 << 20}
+// zstdMemory is what they take, in bytes: twice the window that matches are looked for in, and tables.
+var zstdMemory = map[int8]int64{zstdFastest: 9 << 20, zstdDefault: 18 << 20, zstdBetter: 21 << 20}
 
 // zstdBlock is how much content is in a block, but in the last one and in one that is flushed, in bytes.
 const zstdBlock = 128 << 10
@@ -25,18 +25,12 @@ const zstdBlock = 128 << 10
 // newZstd120 returns the encoder of klauspost/compress as builders use it: with a checksum, and with no word of how much is to come. How
 // many goroutines it has does not show in the stream; here it has none.
 func newZstd120(w io.Writer, level int) (io.WriteCloser, error) {
-	return k120.NewWriter(w,
-		k120.WithEncoderLevel(k120.EncoderLevel(level)),
-		k120.WithEncoderConcurrency(1),
-		k120.WithLowerEncoderMem(level == int(zstdBest))) // 8 MB less, for a time that is nothing beside its own
+	return k120.NewWriter(w, k120.WithEncoderLevel(k120.EncoderLevel(level)), k120.WithEncoderConcurrency(1))
 }
 
 // newZstd1203 is the same of another version.
 func newZstd1203(w io.Writer, level int) (io.WriteCloser, error) {
-	return k1203.NewWriter(w,
-		k1203.WithEncoderLevel(k1203.EncoderLevel(level)),
-		k1203.WithEncoderConcurrency(1),
-		k1203.WithLowerEncoderMem(level == int(zstdBest)))
+	return k1203.NewWriter(w, k1203.WithEncoderLevel(k1203.EncoderLevel(level)), k1203.WithEncoderConcurrency(1))
 }
 
 // zstdCandidates returns the recipes that write the frame header (RFC 8878, 3.1.1.1) which prefix begins with, most likely first. It
@@ -57,11 +51,11 @@ func zstdCandidates(prefix []byte) (all []Recipe, err error) {
 	var levels []int8
 	switch {
 	case flags&^flagsShort == flagChecksum && (flags != flagChecksum || window <= windowBlock):
-		levels = []int8{zstdDefault, zstdFastest, zstdBetter, zstdBest}
+		levels = []int8{zstdDefault, zstdFastest, zstdBetter}
 	case flags == flagChecksum && window == window4:
 		levels = []int8{zstdFastest}
 	case flags == flagChecksum && window == window8:
-		levels = []int8{zstdDefault, zstdBetter, zstdBest}
+		levels = []int8{zstdDefault, zstdBetter}
 	default:
 		return nil, fmt.Errorf("zstd with flags %#x and window %#x: %w", flags, window, ErrUnknown)
 	}

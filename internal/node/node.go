@@ -55,7 +55,7 @@ type Node struct {
 	served  atomic.Uint64  // requests that ended
 	worked  uint64         // how many had ended at the last look, see rest
 	rested  bool           // memory was given back since
-	limit   int64          // see limitMemory
+	memory  memory
 
 	doors []*door
 }

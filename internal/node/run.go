@@ -217,7 +217,7 @@ func notify(state string) {
 // reload reads files again when they changed, or on SIGHUP. What is wrong is logged, and the old stays in force.
 func (n *Node) reload(ctx context.Context) error {
 	defer signal.Stop(n.hangup)
-	n.limitMemory()
+	n.memory.look()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for round := 0; ; round++ {
@@ -232,7 +232,7 @@ func (n *Node) reload(ctx context.Context) error {
 		for i := range n.watched {
 			n.watched[i].look(n.log, asked)
 		}
-		n.limitMemory()
+		n.memory.look()
 		if round%2 == 0 {
 			n.rest()
 		}

@@ -158,7 +158,7 @@ func (n *Node) openDocker(ctx context.Context) error {
 	files := transfer.Temporary(spoolDir())
 	store, err := docker.Open(docker.Config{
 		Socket: n.stores.socket, Root: n.stores.dockerRoot, Dir: filepath.Join(n.cfg.DataDir, "docker"), Files: files,
-		Keep: n.cfg.LayerKeep, CPU: n.cfg.RebuildCPU, Elsewhere: chain.First(n.log, n.containerds()...), Log: n.log, Metrics: n.metrics,
+		Keep: n.cfg.LayerKeep, CPU: n.cfg.RebuildCPU, Reserve: n.memory.reserve, Elsewhere: chain.First(n.log, n.containerds()...), Log: n.log, Metrics: n.metrics,
 	})
 	if err != nil {
 		return n.cannot(ctx, n.asksForDocker(), err)
