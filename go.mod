@@ -41,7 +41,8 @@ require (
 	golang.org/x/tools v0.48.0 // indirect
 )
 
-// Other versions beside the first: the encoders of other years. The path of the second lets it have what is internal to zstd.
+// Other versions beside the first: the encoders of other years. The path of the second lets it have what is internal to zstd;
+// what it shares with the first (huff0, fse) is that of the first. TestGolden says whether a new version of either may be taken.
 replace pier.invalid/klauspost117 => github.com/klauspost/compress v1.17.11
 
 replace github.com/klauspost/compress/zstd/era120 => github.com/klauspost/compress v1.20.0

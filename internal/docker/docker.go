@@ -66,6 +66,7 @@ type Store struct {
 	processors chan struct{}       // a token for each processor that makes layers, or finds out how, see turn
 	places     *semaphore.Weighted // for layers that are being made
 	parts      *semaphore.Weighted // and for parts of such
+	background *semaphore.Weighted // what may be taken of places where no client waits
 	changed    chan struct{}       // holds one element if Docker may have changed
 	read       chan struct{}       // holds one element if view is new
 	studying   chan struct{}       // holds one element if there may be something to study
@@ -124,7 +125,7 @@ func Open(c Config) (*Store, error) {
 	}
 	s := &Store{
 		c: c, log: c.Log, disk: disk, lock: lock, recipes: recipes, full: nearlyFull,
-		processors: make(chan struct{}, c.CPU), places: semaphore.NewWeighted(maxMaking), parts: semaphore.NewWeighted(maxMaking), changed: make(chan struct{}, 1), read: make(chan struct{}, 1), studying: make(chan struct{}, 1),
+		processors: make(chan struct{}, c.CPU), places: semaphore.NewWeighted(maxMaking), parts: semaphore.NewWeighted(maxMaking), background: semaphore.NewWeighted(maxMaking - 1), changed: make(chan struct{}, 1), read: make(chan struct{}, 1), studying: make(chan struct{}, 1),
 		arrived:      make(map[oci.Digest]*arrival),
 		rebuiltBytes: c.Metrics.NewCounter("pier_rebuilt_bytes_total"),
 		rebuiltFails: c.Metrics.NewCounter("pier_rebuild_failures_total"),

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -206,8 +207,10 @@ func (d *daemon) remove() {
 // open returns a running Store of d that remembers in dir.
 func (d *daemon) open(dir string, keep int64) *Store {
 	d.t.Helper()
+	var reserved atomic.Int64
 	s, err := Open(Config{
-		Root: d.root, Dir: dir, Files: transfer.Temporary(d.t.TempDir()), Keep: keep,
+		Reserve: func(bytes int64) { reserved.Add(bytes) },
+		Root:    d.root, Dir: dir, Files: transfer.Temporary(d.t.TempDir()), Keep: keep,
 		Log: slog.New(slog.NewTextHandler(d.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	d.must(err)
@@ -218,6 +221,9 @@ func (d *daemon) open(dir string, keep int64) *Store {
 		cancel()
 		if err := errors.Join(<-done, s.Close()); err != nil {
 			d.t.Error(err)
+		}
+		if n := reserved.Load(); n != 0 || !s.places.TryAcquire(maxMaking) || !s.background.TryAcquire(maxMaking-1) {
+			d.t.Errorf("places for layers that are made were not given back, %d bytes reserved", n)
 		}
 	})
 	return s

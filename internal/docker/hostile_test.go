@@ -2,6 +2,7 @@ package docker
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -145,4 +146,32 @@ func TestSlowReadersOfParts(t *testing.T) {
 	began := time.Now()
 	want(t, s.Rebuilt(), img.layerRef(), img.layer)
 	t.Logf("made in %s", time.Since(began))
+}
+
+// Work in the background leaves a place to those who wait for a layer, and large encoders count for several.
+func TestPlaces(t *testing.T) {
+	s := newDaemon(t).open(t.TempDir(), 0)
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	first, err := s.backPlace(t.Context(), 2*makingBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.backPlace(short, 2*makingBytes); !errors.Is(err, oci.ErrUnavailable) {
+		t.Errorf("a second large one in the background: error %v", err)
+	}
+	second, err := s.backPlace(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done, err := s.place(t.Context(), makingBytes, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.place(short, 1, false); !errors.Is(err, oci.ErrUnavailable) {
+		t.Errorf("a fifth: error %v", err)
+	}
+	for _, give := range []func(){first, second, done} {
+		give()
+	}
 }

@@ -20,7 +20,7 @@ const (
 	learnedLost  = "lost"  // nor is it kept
 )
 
-// maxFaults is how often a layer is tried to be learned from that cannot be read.
+// maxFaults is how often a layer is tried to be learned from that cannot be read. Then it is kept as it came.
 const maxFaults = 3
 
 // learn finds out how layers that arrived are made again, once Docker has unpacked them, until ctx ends.
@@ -34,10 +34,6 @@ func (s *Store) learn(ctx context.Context) {
 		for _, p := range s.pairs() {
 			if err := s.learnFrom(ctx, p); err != nil && ctx.Err() == nil {
 				s.log.WarnContext(ctx, "layer not learned; it is not offered once Docker alone has it", "digest", p.digest, "err", err)
-				s.mu.Lock()
-				p.faults++
-				p.settled = p.settled || p.faults >= maxFaults
-				s.mu.Unlock()
 			}
 		}
 		notify(s.studying)
@@ -83,18 +79,16 @@ func (s *Store) learnFrom(ctx context.Context, p pair) error {
 		return nil // it was let go of
 	}
 	defer file.Close()
-	ctx, cancel := context.WithTimeout(ctx, waitForDocker) // what it contains may be a thousand times as large
-	defer cancel()
 	how, err := s.recipeOf(ctx, p, file)
-	switch {
-	case err == nil:
+	if err == nil {
 		s.learned[learnedExact].Inc()
 		return s.know(p.digest, how)
-	case !errors.Is(err, gzexact.ErrUnknown):
+	}
+	if ctx.Err() != nil || !errors.Is(err, gzexact.ErrUnknown) && !s.lastFault(p) {
 		return err
 	}
 	kept, err := s.kept.putLayer(p.digest, p.size, &stoppable{ctx, io.NewSectionReader(file, 0, p.size)}, false)
-	if err != nil {
+	if err != nil && !s.lastFault(p) {
 		return err
 	}
 	outcome := learnedLost
@@ -106,12 +100,22 @@ func (s *Store) learnFrom(ctx context.Context, p pair) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.settled = true
-	return nil
+	return err
+}
+
+// lastFault notes that a layer could not be learned from, or kept, and reports whether that is not tried again.
+func (s *Store) lastFault(p pair) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.faults++
+	return p.faults >= maxFaults
 }
 
 // recipeOf finds the recipe by which a layer is made of what Docker has, which is proven to be what the layer contains. It returns
 // [gzexact.ErrUnknown] if there is none.
 func (s *Store) recipeOf(ctx context.Context, p pair, file io.ReaderAt) (recipe, error) {
+	ctx, cancel := context.WithTimeout(ctx, maxStudy) // what it contains may be a thousand times as large
+	defer cancel()
 	switch {
 	case p.layer.Unsupported != "":
 		return recipe{}, gzexact.ErrUnknown
@@ -131,7 +135,7 @@ func (s *Store) recipeOf(ctx context.Context, p pair, file io.ReaderAt) (recipe,
 	how, index, err := gzexact.Learn(ctx, turnReader{turn, file}, p.size, func(how gzexact.Recipe) (io.ReadCloser, error) {
 		done := func() {}
 		err := turn.aside(func() (err error) {
-			done, err = s.place(ctx, how.Memory(), false)
+			done, err = s.backPlace(ctx, how.Memory())
 			return err
 		})
 		var tar io.ReadCloser

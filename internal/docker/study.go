@@ -82,8 +82,13 @@ func (st *student) layer(ctx context.Context, l overlay2.Layer) error {
 	}
 	others := slices.DeleteFunc(gzexact.Candidates(), func(r gzexact.Recipe) bool { return slices.Contains(st.found, r) })
 	for _, how := range slices.Concat(st.found, others) {
+		done, err := s.backPlace(ctx, how.Memory())
+		if err != nil {
+			return err
+		}
 		began := time.Now()
 		made, err := st.try(ctx, l, how)
+		done()
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -120,11 +125,6 @@ type made struct {
 
 // try makes a layer.
 func (st *student) try(ctx context.Context, l overlay2.Layer, how gzexact.Recipe) (m made, err error) {
-	done, err := st.s.place(ctx, how.Memory(), false)
-	if err != nil {
-		return m, err
-	}
-	defer done()
 	turn, err := st.s.take(ctx)
 	if err != nil {
 		return m, err

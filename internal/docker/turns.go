@@ -6,6 +6,8 @@ import (
 	"io"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
+
 	"pier/internal/oci"
 )
 
@@ -127,17 +129,32 @@ const (
 // place waits for room for making a layer that takes so much memory, or a part of one, which a client may read slowly. Whoever has it
 // calls done; with an error it does nothing.
 func (s *Store) place(ctx context.Context, memory int64, part bool) (done func(), err error) {
-	places := s.places
 	if part {
-		places = s.parts
+		return s.acquire(ctx, memory, s.parts)
 	}
-	n := min((memory+makingBytes-1)/makingBytes, maxMaking)
-	if err := places.Acquire(ctx, n); err != nil {
-		return func() {}, fmt.Errorf("docker: %d layers are being made: %w: %w", maxMaking, oci.ErrUnavailable, err)
+	return s.acquire(ctx, memory, s.places)
+}
+
+// backPlace is as place, for work that no client waits for: it leaves a place to those who do.
+func (s *Store) backPlace(ctx context.Context, memory int64) (done func(), err error) {
+	return s.acquire(ctx, memory, s.background, s.places)
+}
+
+func (s *Store) acquire(ctx context.Context, memory int64, places ...*semaphore.Weighted) (done func(), err error) {
+	n := min((memory+makingBytes-1)/makingBytes, maxMaking-1)
+	for i, p := range places {
+		if err := p.Acquire(ctx, n); err != nil {
+			for _, had := range places[:i] {
+				had.Release(n)
+			}
+			return func() {}, fmt.Errorf("docker: as many layers are being made as there is room for: %w: %w", oci.ErrUnavailable, err)
+		}
 	}
 	s.c.Reserve(memory)
 	return func() {
 		s.c.Reserve(-memory)
-		places.Release(n)
+		for _, p := range places {
+			p.Release(n)
+		}
 	}, nil
 }

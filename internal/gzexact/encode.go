@@ -16,7 +16,7 @@ type Encoder struct {
 }
 
 // Encode makes the stream of r from content and writes it to w. It returns the first error of ctx, content or w; a Read or Write that
-// hangs it does not end. Memory is what [Recipe.Memory] says, whatever the size.
+// hangs it does not end. Memory does not grow with its size: see [Recipe.Memory].
 func (r Recipe) Encode(ctx context.Context, w io.Writer, content io.Reader) error {
 	return Encoder{Recipe: r}.Encode(ctx, w, content)
 }

@@ -225,6 +225,36 @@ func TestLearnFlushed(t *testing.T) {
 	encode(t, Encoder{Recipe: Recipe{codec: "klauspost120", level: zstdDefault, first: 8}}, all[:3])
 }
 
+// Layers shorter than a block have a header of another form: none of its bytes is taken for a block.
+func TestLearnShort(t *testing.T) {
+	mixed := content(128 << 10)
+	for _, all := range [][]byte{make([]byte, len(mixed)), mixed} {
+		for n := 512; n <= len(all); n += 512 {
+			var b bytes.Buffer
+			z, err := zstd.NewWriter(&b, zstd.WithEncoderConcurrency(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := z.Write(all[:n]); err != nil {
+				t.Fatal(err)
+			}
+			if err := z.Close(); err != nil {
+				t.Fatal(err)
+			}
+			candidates, err := zstdCandidates(b.Bytes())
+			if err != nil || candidates[0].first != 0 {
+				t.Fatalf("%d bytes: %v, error %v", n, candidates, err)
+			}
+			if n != 1024 && n%10240 > 0 {
+				continue // the empty layer, and those of GNU tar
+			}
+			if r, _, err := learn(b.Bytes(), all[:n]); err != nil {
+				t.Errorf("%d bytes: learned %s, error %v", n, r, err)
+			}
+		}
+	}
+}
+
 func TestLearnUnknown(t *testing.T) {
 	all := content(200_000)
 	one := encode(t, Encoder{Recipe: Candidates()[0]}, all)
@@ -384,21 +414,34 @@ func TestLearnEndsWithContext(t *testing.T) {
 
 // What Encode takes does not grow with the content.
 func TestMemory(t *testing.T) {
-	all := []Recipe{{codec: "klauspost120", level: zstdFastest}, {codec: "klauspost120", level: zstdBetter}}
+	var all []Recipe
 	for _, c := range codecs() {
-		all = append(all, c.recipe(c.levels[0]))
+		for _, level := range c.levels {
+			if c.zstd || level == c.levels[0] {
+				all = append(all, c.recipe(level))
+			}
+		}
 	}
+	piece := content(shorter(4 << 20))
 	for _, r := range all {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		if err := r.Encode(context.Background(), io.Discard, io.LimitReader(zeros{}, 40<<20)); err != nil {
+		if err := r.Encode(context.Background(), io.Discard, repeated(piece, 6)); err != nil {
 			t.Fatal(err)
 		}
 		runtime.ReadMemStats(&after)
 		if n := after.TotalAlloc - before.TotalAlloc; n > uint64(r.Memory()) { // all that is ever allocated
-			t.Errorf("%s: %d bytes allocated for 40 MiB", r, n)
+			t.Errorf("%s: %d bytes allocated for %d", r, n, 6*len(piece))
 		}
 	}
+}
+
+func repeated(piece []byte, times int) io.Reader {
+	all := make([]io.Reader, times)
+	for i := range all {
+		all[i] = bytes.NewReader(piece)
+	}
+	return io.MultiReader(all...)
 }
 
 func TestRecipeText(t *testing.T) {

@@ -107,7 +107,7 @@ func (r Recipe) Compression() string {
 	return compression
 }
 
-// Memory returns how many bytes the encoder of r takes, whatever the size of the content.
+// Memory returns about how many bytes the encoder of r takes, whatever the size of the content; of gzip in blocks, without these.
 func (r Recipe) Memory() int64 {
 	if c := r.find(); c != nil && c.zstd {
 		return zstdMemory[r.level]

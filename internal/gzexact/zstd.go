@@ -4,20 +4,20 @@ import (
 	"fmt"
 	"io"
 
-	k1203 "github.com/klauspost/compress/zstd"
-	k120 "github.com/klauspost/compress/zstd/era120/zstd"
+	z1203 "github.com/klauspost/compress/zstd"
+	z120 "github.com/klauspost/compress/zstd/era120/zstd"
 )
 
 // The levels of klauspost/compress, which builders choose by zstd's: from 1, 3 and 6 on. In recipes they are numbers. The fourth, from
 // zstd's 10 on, is left out: it takes 43 MB.
 const (
-	zstdFastest = int8(k120.SpeedFastest)
-	zstdDefault = int8(k120.SpeedDefault)
-	zstdBetter  = int8(k120.SpeedBetterCompression)
+	zstdFastest = int8(z120.SpeedFastest)
+	zstdDefault = int8(z120.SpeedDefault)
+	zstdBetter  = int8(z120.SpeedBetterCompression)
 )
 
 // zstdMemory is what they take, in bytes: twice the window that matches are looked for in, and tables.
-var zstdMemory = map[int8]int64{zstdFastest: 9 << 20, zstdDefault: 18 << 20, zstdBetter: 21 << 20}
+var zstdMemory = map[int8]int64{zstdFastest: 10 << 20, zstdDefault: 19 << 20, zstdBetter: 22 << 20}
 
 // zstdBlock is how much content is in a block, but in the last one and in one that is flushed, in bytes.
 const zstdBlock = 128 << 10
@@ -25,12 +25,12 @@ const zstdBlock = 128 << 10
 // newZstd120 returns the encoder of klauspost/compress as builders use it: with a checksum, and with no word of how much is to come. How
 // many goroutines it has does not show in the stream; here it has none.
 func newZstd120(w io.Writer, level int) (io.WriteCloser, error) {
-	return k120.NewWriter(w, k120.WithEncoderLevel(k120.EncoderLevel(level)), k120.WithEncoderConcurrency(1))
+	return z120.NewWriter(w, z120.WithEncoderLevel(z120.EncoderLevel(level)), z120.WithEncoderConcurrency(1))
 }
 
 // newZstd1203 is the same of another version.
 func newZstd1203(w io.Writer, level int) (io.WriteCloser, error) {
-	return k1203.NewWriter(w, k1203.WithEncoderLevel(k1203.EncoderLevel(level)), k1203.WithEncoderConcurrency(1))
+	return z1203.NewWriter(w, z1203.WithEncoderLevel(z1203.EncoderLevel(level)), z1203.WithEncoderConcurrency(1))
 }
 
 // zstdCandidates returns the recipes that write the frame header (RFC 8878, 3.1.1.1) which prefix begins with, most likely first. It
@@ -59,7 +59,10 @@ func zstdCandidates(prefix []byte) (all []Recipe, err error) {
 	default:
 		return nil, fmt.Errorf("zstd with flags %#x and window %#x: %w", flags, window, ErrUnknown)
 	}
-	first := firstBlock(prefix[len(magic)+2:])
+	first := 0
+	if flags == flagChecksum { // else the block comes later, and is the only one
+		first = firstBlock(prefix[len(magic)+2:])
+	}
 	for _, level := range levels {
 		for _, c := range codecs() {
 			if c.zstd {

@@ -35,12 +35,12 @@ func (m *memory) reserve(bytes int64) {
 	if -reserveAtLeast < bytes && bytes < reserveAtLeast {
 		return
 	}
+	if bytes < 0 {
+		runtime.GC() // first, so that no look takes it for something else
+	}
 	m.mu.Lock()
 	m.reserved += bytes
 	m.mu.Unlock()
-	if bytes < 0 {
-		runtime.GC()
-	}
 	m.look()
 }
 
@@ -64,8 +64,10 @@ func (m *memory) look() {
 
 // next returns the limit where so much was in use when garbage was last collected. The caller holds mu.
 func (m *memory) next(live int64) int64 {
-	if live >= m.reserved { // else it was before what is reserved was taken
-		m.besides = live - m.reserved
+	if m.reserved > 0 { // what is reserved may not be taken yet
+		m.besides = max(m.besides, live-m.reserved)
+	} else {
+		m.besides = live
 	}
 	return max(memoryGoal, m.reserved+max(besidesGoal, 2*m.besides))
 }
