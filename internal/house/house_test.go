@@ -44,6 +44,7 @@ var imports = map[string][]string{
 	"internal/docker":          {"internal/oci", "internal/chain", "internal/overlay2", "internal/gzexact"},
 	"internal/authority":       {},
 	"internal/setup":           {},
+	"internal/snapshot":        {},
 
 	"internal/clusterkey": {},
 	"internal/mdns":       {},
