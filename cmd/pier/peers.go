@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
-	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -60,7 +60,7 @@ func alone(ways []string) string {
 }
 
 func printPeers(w io.Writer, info node.PeersInfo) error {
-	slices.SortFunc(info.Peers, func(a, b node.PeerInfo) int { return compareRefs(a.PeerRef, b.PeerRef) })
+	sort.Slice(info.Peers, func(i, j int) bool { return compareRefs(info.Peers[i].PeerRef, info.Peers[j].PeerRef) < 0 })
 	t := table{{"NODE", "PEER DOOR", "ZONE", "VERSION", "BLOBS", "ROUND TRIP", "STATE"}}
 	self := info.Self
 	self.State, self.RTT = "this node", 0

@@ -1,10 +1,9 @@
 package cache
 
 import (
-	"cmp"
 	"errors"
 	"io/fs"
-	"slices"
+	"sort"
 	"time"
 
 	"pier/internal/oci"
@@ -35,7 +34,10 @@ func (k *Cache) evict() error {
 		return err
 	}
 	before := k.bytes.Load()
-	slices.SortFunc(images, func(a, b image) int { return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.root, b.root)) })
+	sort.Slice(images, func(i, j int) bool {
+		a, b := &images[i], &images[j]
+		return a.used.Before(b.used) || a.used.Equal(b.used) && a.root < b.root
+	})
 	gone := 0
 	for _, img := range images {
 		if k.bytes.Load() <= k.c.MaxBytes-k.c.MaxBytes/slack {
@@ -100,7 +102,7 @@ func (k *Cache) images() ([]image, map[oci.Digest]int, error) {
 			orphans = append(orphans, k.image(d, files))
 		}
 	}
-	slices.SortFunc(orphans, func(a, b image) int { return cmp.Compare(len(b.content), len(a.content)) })
+	sort.Slice(orphans, func(i, j int) bool { return len(orphans[i].content) > len(orphans[j].content) })
 	for _, img := range orphans {
 		if needed[img.root] == 0 {
 			add(img.root)

@@ -9,7 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
+	"sort"
 	"time"
 
 	"pier/internal/chain"
@@ -174,7 +174,7 @@ func (k *Cache) sweepPartials() error {
 		}
 	}
 	k.mu.Unlock()
-	slices.SortFunc(waiting, func(a, b fs.FileInfo) int { return a.ModTime().Compare(b.ModTime()) })
+	sort.Slice(waiting, func(i, j int) bool { return waiting[i].ModTime().Before(waiting[j].ModTime()) })
 	for i, info := range waiting {
 		// The newest stays whatever its size: a large layer is the one worth resuming.
 		tooMuch := k.c.MaxBytes > 0 && bytes > k.c.MaxBytes/partialShare && i < len(waiting)-1

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sort"
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -31,8 +32,9 @@ const MaxNames = 4096
 
 // BoundNames sorts names and drops those over [MaxNames], the same each time.
 func BoundNames(names []oci.Reference) []oci.Reference {
-	slices.SortFunc(names, func(a, b oci.Reference) int {
-		return cmp.Or(cmp.Compare(a.Registry, b.Registry), cmp.Compare(a.Repository, b.Repository), cmp.Compare(a.Tag, b.Tag))
+	sort.Slice(names, func(i, j int) bool {
+		a, b := &names[i], &names[j]
+		return cmp.Or(cmp.Compare(a.Registry, b.Registry), cmp.Compare(a.Repository, b.Repository), cmp.Compare(a.Tag, b.Tag)) < 0
 	})
 	return names[:min(len(names), MaxNames)]
 }

@@ -46,6 +46,8 @@ var imports = map[string][]string{
 	"internal/setup":           {},
 	"internal/snapshot":        {},
 
+	"msgpack/codec": {},
+
 	"internal/clusterkey": {},
 	"internal/mdns":       {},
 	"internal/member":     {},

@@ -6,7 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
+	"sort"
 	"sync"
 )
 
@@ -125,7 +125,7 @@ func interfaces() ([]link, error) {
 				named = named || p.Addr().Is4() || p.Addr().IsGlobalUnicast()
 			}
 		}
-		slices.SortFunc(found, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+		sort.Slice(found, func(i, j int) bool { return found[i].Addr().Less(found[j].Addr()) })
 		for _, p := range found[:min(len(found), maxAddrs)] {
 			l.addrs = append(l.addrs, p.Addr())
 			l.nets = append(l.nets, network(p))

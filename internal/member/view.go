@@ -3,7 +3,7 @@ package member
 import (
 	"net/netip"
 	"slices"
-	"strings"
+	"sort"
 	"sync"
 	"time"
 )
@@ -221,6 +221,6 @@ func (v *view) list(without func(Member) bool) []Member {
 	}
 	v.mu.Unlock()
 	all = slices.DeleteFunc(all, without)
-	slices.SortFunc(all, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
+	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
 	return all
 }

@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
+	"sort"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -143,7 +143,7 @@ func (s *Store) readNames() (map[oci.Digest][]oci.Reference, error) {
 		}
 	}
 	for _, refs := range names {
-		slices.SortFunc(refs, func(a, b oci.Reference) int { return strings.Compare(a.String(), b.String()) })
+		sort.Slice(refs, func(i, j int) bool { return refs[i].String() < refs[j].String() })
 	}
 	return names, nil
 }
