@@ -181,14 +181,6 @@ func writeMessage(w http.ResponseWriter, b []byte) {
 	_, _ = w.Write(append(prefix, b...)) // a client that left needs nothing
 }
 
-func appendString(b []byte, num protowire.Number, s string) []byte {
-	return protowire.AppendString(protowire.AppendTag(b, num, protowire.BytesType), s)
-}
-
-func appendBytes(b []byte, num protowire.Number, v []byte) []byte {
-	return protowire.AppendBytes(protowire.AppendTag(b, num, protowire.BytesType), v)
-}
-
 // encodeImages encodes a ListImagesResponse with fields that are of no use to us among those that are.
 func encodeImages(images map[string]oci.Digest) []byte {
 	var b []byte

@@ -70,10 +70,12 @@ func (c *client) close() {
 
 // A call is one request to containerd.
 type call struct {
-	method    string // "/package.Service/Method"
-	namespace string // of containerd; empty for none
-	request   []byte // the message
-	sent      func() // called once the request is on the wire; may be nil
+	method    string    // "/package.Service/Method"
+	namespace string    // of containerd; empty for none
+	lease     string    // that what is put belongs to; empty for none
+	body      io.Reader // many messages, each with its prefix, in place of request; nil: request
+	request   []byte    // the message
+	sent      func()    // called once the request is on the wire; may be nil
 }
 
 // unary does cl and hands its one response message to each.
@@ -128,10 +130,13 @@ func (c *client) send(ctx context.Context, cl call) (*http.Response, error) {
 			WroteRequest: func(httptrace.WroteRequestInfo) { cl.sent() },
 		})
 	}
-	body := make([]byte, framePrefix, framePrefix+len(cl.request))
-	binary.BigEndian.PutUint32(body[1:], uint32(len(cl.request)))
-	body = append(body, cl.request...)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://localhost"+cl.method, bytes.NewReader(body))
+	body := cl.body
+	if body == nil {
+		message := make([]byte, framePrefix, framePrefix+len(cl.request))
+		binary.BigEndian.PutUint32(message[1:], uint32(len(cl.request)))
+		body = bytes.NewReader(append(message, cl.request...))
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://localhost"+cl.method, body)
 	if err != nil {
 		return nil, err
 	}
@@ -139,6 +144,9 @@ func (c *client) send(ctx context.Context, cl call) (*http.Response, error) {
 	req.Header.Set("Te", "trailers")
 	if cl.namespace != "" {
 		req.Header.Set("Containerd-Namespace", cl.namespace)
+	}
+	if cl.lease != "" {
+		req.Header.Set("Containerd-Lease", cl.lease)
 	}
 	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
@@ -162,6 +170,7 @@ type statusError struct {
 const (
 	codeOK            = 0
 	codeNotFound      = 5
+	codeAlreadyExists = 6
 	codeUnimplemented = 12
 	codeUnavailable   = 14
 )
