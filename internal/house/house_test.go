@@ -44,7 +44,8 @@ var imports = map[string][]string{
 	"internal/docker":          {"internal/oci", "internal/chain", "internal/overlay2", "internal/gzexact"},
 	"internal/authority":       {},
 	"internal/setup":           {},
-	"internal/snapshot":        {},
+	"internal/bucket":          {"internal/oci"},
+	"internal/snapshot":        {"internal/oci", "internal/chain", "internal/bucket"},
 
 	"msgpack/codec": {},
 
