@@ -52,10 +52,10 @@ const maxPerm = 0o7777
 
 // An Entry is a file or a directory of a tree.
 type Entry struct {
-	Path   string // "./" is the root; a directory ends in "/"
-	Perm   uint32 // the bits of chmod(2), 07777 at most
-	Digest Digest // of a file, of its content; of a directory, of the digests in it
-	Size   int64  // bytes; of a directory, of all files below it
+	Path   string `json:"path"`   // "./" is the root; a directory ends in "/"
+	Perm   uint32 `json:"perm"`   // the bits of chmod(2), 07777 at most
+	Digest Digest `json:"digest"` // of a file, of its content; of a directory, of the digests in it
+	Size   int64  `json:"size"`   // bytes; of a directory, of all files below it
 }
 
 // Dir reports whether e is a directory.
