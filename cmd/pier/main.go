@@ -31,10 +31,13 @@ type usageError struct{ error }
 
 func (u usageError) Unwrap() error { return u.error }
 
-// exitStatus is 2 for a command line or configuration that makes no sense, and 1 for all else.
+// exitStatus is 2 for a command line or configuration that makes no sense, 3 for content that is not what its digest says, and 1 for all else.
 func exitStatus(err error) int {
-	if errors.As(err, new(usageError)) {
+	switch {
+	case errors.As(err, new(usageError)):
 		return 2
+	case wrongContent(err):
+		return 3
 	}
 	return 1
 }
@@ -66,7 +69,7 @@ what the runtime has, what the cache keeps, and what registries supply.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
-	root.AddCommand(serveCommand(stderr), peersCommand(), locateCommand(), setupCommand(), caCommand(), keyCommand(), versionCommand())
+	root.AddCommand(serveCommand(stderr), peersCommand(), locateCommand(), snapshotCommand(), setupCommand(), caCommand(), keyCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

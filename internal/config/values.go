@@ -232,3 +232,10 @@ func (r *rate) Set(text string) error {
 	}
 	return nil
 }
+
+// ParseRate returns the number of bytes per second that a text such as 500kB/s or 10MiB says.
+func ParseRate(text string) (int64, error) {
+	var r rate
+	err := r.Set(text)
+	return int64(r), err
+}
