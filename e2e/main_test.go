@@ -19,6 +19,7 @@ var pierBinary, toolsDir string
 var neededTools = []string{
 	"bin/docker-registry", "bin/referrers-registry", "bin/skopeo", "bin/crane", "bin/regctl",
 	"bin/avahi-daemon", "bin/avahi-browse", "bin/dbus-daemon", "bin/buildah", "bin/umoci", "bin/pigz",
+	"bin/versitygw", "bin/fake-gcs-server",
 	"containerd1/containerd", "containerd1/ctr", "containerd2/containerd", "containerd2/ctr",
 	"docker20/dockerd", "docker20/docker", "docker29/dockerd", "docker29/docker",
 }

@@ -4,19 +4,22 @@
 #
 #   lint    golangci-lint
 #   e2e     docker-registry, skopeo, containerd 1.x, containerd 2.x, crane, regctl, a registry with the referrers API,
-#           avahi, Docker 20.10 and 29, buildah, umoci, pigz, and curl where the system has none
-#   bench   nginx, pigz, and curl where the system has none
+#           avahi, Docker 20.10 and 29, buildah, umoci, pigz, versitygw and fake-gcs-server, which are servers of buckets,
+#           and curl where the system has none
+#   bench   nginx, pigz, skopeo, rclone, versitygw, and curl where the system has none
 #
 # Go programs come from the Go module proxy at the versions below. Debian packages are downloaded and unpacked, never
 # installed: no service starts, and containerd 1.x and 2.x live side by side. Their versions are those of the machine's
 # Debian release (12: containerd 1.6, docker-registry 2.8, skopeo 1.9, nginx 1.22, Docker 20.10, runc 1.1, buildah 1.28,
-# umoci 0.4.7, pigz 2.6).
+# umoci 0.4.7, pigz 2.6, rclone 1.60).
 set -eu
 
 crane=v0.22.1         # github.com/google/go-containerregistry
 regctl=v0.11.7        # github.com/regclient/regclient
 containerd=v2.4.2     # github.com/containerd/containerd/v2
 moby=v2.0.0-beta.24   # github.com/moby/moby/v2: what Docker 29 and later are made of
+versitygw=v1.8.0      # github.com/versity/versitygw: S3 in front of a directory
+fake_gcs=v1.56.1      # github.com/fsouza/fake-gcs-server: Google Cloud Storage in a directory or in memory
 golangci_lint=v2.15.0 # github.com/golangci/golangci-lint/v2
 
 # Libraries of Debian programs that a machine may lack.
@@ -38,17 +41,19 @@ have() {
 		'($1 == "mod" || $1 == "dep") && $2 == m && $3 == v { found = 1 } END { exit !found }'
 }
 
-# program DIR MODULE VERSION PACKAGE... builds programs of one module into DIR, with $variables set in them. Their
-# dependencies never touch go.mod.
+# program DIR MODULE VERSION PACKAGE... builds programs of one module into DIR, with $variables set in them; the package
+# "." is that in its root. Their dependencies never touch go.mod.
 program() {
 	dir=$1 module=$2 version=$3
 	shift 3
 	for package; do
-		name=${package##*/}
+		path=$module/$package
+		[ "$package" != . ] || path=$module
+		name=${path##*/}
 		have "$dir/$name" "$module" "$version" && continue
 		say "$name $version ($module)"
-		(cd / && CGO_ENABLED=0 GOFLAGS='' GOBIN="$dir" go install -ldflags "-s -w ${variables:-}" "$module/$package@$version") ||
-			die "$module/$package@$version did not build: is the Go module proxy reachable?"
+		(cd / && CGO_ENABLED=0 GOFLAGS='' GOBIN="$dir" go install -ldflags "-s -w ${variables:-}" "$path@$version") ||
+			die "$path@$version did not build: is the Go module proxy reachable?"
 	done
 }
 
@@ -128,6 +133,8 @@ e2e() {
 		cmd/containerd cmd/ctr cmd/containerd-shim-runc-v2
 	program "$tools/bin" github.com/google/go-containerregistry $crane cmd/crane
 	program "$tools/bin" github.com/regclient/regclient $regctl cmd/regctl
+	program "$tools/bin" github.com/versity/versitygw $versitygw cmd/versitygw
+	program "$tools/bin" github.com/fsouza/fake-gcs-server $fake_gcs .
 	referrers_registry
 
 	debian containerd docker-registry skopeo $skopeo_libraries
@@ -221,6 +228,10 @@ bench() {
 	link "$tools/bin" nginx "$tools/debian/nginx/usr/sbin/nginx"
 	debian pigz
 	link "$tools/bin" pigz "$tools/debian/pigz/usr/bin/pigz"
+	program "$tools/bin" github.com/versity/versitygw $versitygw cmd/versitygw
+	debian rclone skopeo $skopeo_libraries
+	link "$tools/bin" rclone "$tools/debian/rclone/usr/bin/rclone"
+	wrap "$tools/bin" skopeo "$tools/debian/skopeo/usr/bin/skopeo" $skopeo_libraries
 	curl_program
 }
 

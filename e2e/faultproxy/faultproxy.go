@@ -1,7 +1,7 @@
 // Package faultproxy is an HTTP reverse proxy for tests that misbehaves on request: it hangs, cuts, flips bytes, lies
 // about lengths, refuses, and slows down, by rules that are set and cleared while it runs. It counts and records what
 // passes, so that a test can say what reached the other side. It knows the paths of the distribution API and nothing
-// else of it.
+// else of it; what stands in front of other services picks requests by a function.
 package faultproxy
 
 import (
@@ -38,6 +38,7 @@ type Proxy struct {
 	closed    chan struct{} // ends every hang
 	closeOnce sync.Once
 	sent      atomic.Int64
+	received  atomic.Int64
 
 	mu       sync.Mutex // guards all below
 	rules    []*rule
@@ -51,7 +52,7 @@ type Proxy struct {
 
 type rule struct {
 	Rule
-	used int // requests it has been applied to
+	used int // requests that it matched
 }
 
 type countKey struct {
@@ -197,6 +198,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header()[k] = v
 		}
 		w.WriteHeader(f.status)
+		_, _ = w.Write(f.body) // the client may be gone
 		return
 	}
 	if f.ignoreRange {
@@ -204,6 +206,11 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		r.Header.Del("Range")
 	}
 	fw := &writer{ResponseWriter: w, proxy: p, ctx: ctx, faults: f, limits: limits, kind: KindOf(r.URL.Path), head: r.Method == http.MethodHead, keep: -1}
+	if r.Body != nil && r.Body != http.NoBody {
+		fw.upload = p.upload(ctx, r.Body, f)
+		r = r.WithContext(ctx)
+		r.Body = fw.upload
+	}
 	p.next.ServeHTTP(fw, r)
 }
 
@@ -218,8 +225,10 @@ func (p *Proxy) admit(r *http.Request) (faults, []*rate.Limiter) {
 	}
 	f := faults{cut: -1, hangAt: -1}
 	for _, rule := range p.rules {
-		if rule.matches(r) && (rule.Times == 0 || rule.used < rule.Times) {
-			rule.used++
+		if !rule.matches(r) {
+			continue
+		}
+		if rule.used++; rule.used > rule.Skip && (rule.Times == 0 || rule.used <= rule.Skip+rule.Times) {
 			rule.Fault(&f)
 		}
 	}
@@ -274,6 +283,9 @@ func (p *Proxy) Count(method string, kind Kind) int {
 // Sent returns how many bytes of bodies left for clients.
 func (p *Proxy) Sent() int64 { return p.sent.Load() }
 
+// Received returns how many bytes of bodies came from clients.
+func (p *Proxy) Received() int64 { return p.received.Load() }
+
 // SentOf returns how many bytes of bodies of a kind left for clients.
 func (p *Proxy) SentOf(kind Kind) int64 {
 	p.mu.Lock()
@@ -296,4 +308,5 @@ func (p *Proxy) Reset() {
 	clear(p.sentKind)
 	p.requests = nil
 	p.sent.Store(0)
+	p.received.Store(0)
 }

@@ -51,7 +51,8 @@ type Request struct {
 type Rule struct {
 	Method string                 // empty: any
 	Path   func(path string) bool // nil: any; see [Of]
-	Times  int                    // only the first so many that match; 0: all
+	Skip   int                    // not the first so many that match
+	Times  int                    // only so many that match; 0: all
 	Fault  Fault
 }
 
@@ -64,7 +65,7 @@ func Of(kind Kind) func(path string) bool {
 	return func(path string) bool { return KindOf(path) == kind }
 }
 
-// A Fault is one way to misbehave: the result of [Hang], [CutAfter], [Status] and the other functions of this file.
+// A Fault is one way to misbehave: the result of [Hang], [CutAfter], [FlipUpload] and the like.
 type Fault func(*faults)
 
 // faults is all that is to be done to one request.
@@ -74,6 +75,7 @@ type faults struct {
 	drop        bool
 	status      int
 	header      http.Header
+	body        []byte // of an answer with status
 	ignoreRange bool
 	refuseRange bool
 	set         http.Header // of the answer, over what it has
@@ -85,6 +87,9 @@ type faults struct {
 	hangAt      int64   // after so many bytes of the body; -1: not
 	dripBytes   int
 	dripEvery   time.Duration
+	uploadFlips []int64
+	uploadCut   *int64
+	uploadRate  int64
 }
 
 // Hang never answers: no headers, until the client leaves or the proxy closes.
@@ -116,6 +121,13 @@ func Status(code int, header ...string) Fault {
 		h.Add(header[i], header[i+1])
 	}
 	return func(f *faults) { f.status, f.header = code, h }
+}
+
+// Answer is Status with a body.
+func Answer(code int, contentType, body string) Fault {
+	return func(f *faults) {
+		f.status, f.header, f.body = code, http.Header{"Content-Type": {contentType}}, []byte(body)
+	}
 }
 
 // TooManyRequests answers 429 with a Retry-After in seconds.

@@ -19,6 +19,7 @@ type writer struct {
 	limits []*rate.Limiter
 	kind   Kind
 	head   bool
+	upload *upload // the request's body; nil: it has none
 
 	wrote bool  // headers are on their way
 	start int64 // offset of the body in the whole content
@@ -31,6 +32,9 @@ func (w *writer) WriteHeader(status int) {
 	if w.wrote || status < 200 {
 		w.ResponseWriter.WriteHeader(status)
 		return
+	}
+	if w.upload != nil && w.upload.cut.Load() {
+		panic(http.ErrAbortHandler)
 	}
 	w.wrote = true
 	h := w.Header()
