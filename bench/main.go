@@ -1,4 +1,4 @@
-// Command bench measures what Pier costs and gains. It has four suites, each one command:
+// Command bench measures what Pier costs and gains. It has five suites, each one command:
 //
 //   - `bench`: one node. A cold layer through a limited upstream against that upstream itself, many cold clients against one, the
 //     warm path against nginx and against a bare net/http handler, memory, and the size of the binary. Other pull-through
@@ -8,6 +8,8 @@
 //   - `bench rollout`: ten nodes behind one narrow link, in network namespaces, that all want the same image.
 //   - `bench proxy`: the forward proxy. Pulls through it, plain and with TLS that ends at the node, against pulls without it,
 //     memory, and layers of Docker's classic store that are made again against the encoders that made them.
+//   - `bench snapshot`: snapshots. A layout of large blobs and a tree of small files to a store and back, against cp, skopeo and rclone, and
+//     memory while a huge file moves.
 //
 // Figures have bounds; a bound that is missed is an error. All sides of a comparison take turns in the same run, on loopback
 // or in namespaces of its own. The command runs itself for its servers (servers.go), so that each has CPU time and memory of
@@ -53,7 +55,9 @@ type suite struct {
 }
 
 // suites are in the order of the document. The first is what runs without an argument.
-func suites() []suite { return []suite{singleSuite(), peersSuite(), rolloutSuite(), proxySuite()} }
+func suites() []suite {
+	return []suite{singleSuite(), peersSuite(), rolloutSuite(), proxySuite(), snapshotSuite()}
+}
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	all := suites()

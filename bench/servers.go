@@ -33,7 +33,7 @@ const countsPath = "/bench/counts"
 // servers are what this command runs itself as.
 func servers() map[string]func(context.Context, []string) error {
 	return map[string]func(context.Context, []string) error{
-		"upstream": runUpstream, "files": runFiles, "bare": runBare, "compress": runCompress, "encode": runEncode,
+		"upstream": runUpstream, "files": runFiles, "bare": runBare, "compress": runCompress, "encode": runEncode, "blake3": runBlake3,
 	}
 }
 
