@@ -4,10 +4,12 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -66,14 +68,20 @@ func setUpScript(env *testscript.Env) error {
 
 func stateOf(ts *testscript.TestScript) *state { return ts.Value("state").(*state) }
 
+// ports chooses free ports below those that the system gives to connections (ip_local_port_range): none takes one before it is used.
 func ports(ts *testscript.TestScript, _ bool, args []string) {
 	for _, name := range args {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		ts.Check(err)
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		ts.Check(err)
-		defer l.Close() // after all are chosen
-		ts.Setenv(name, port)
+		for tries := 0; ; tries++ {
+			port := strconv.Itoa(10_000 + rand.N(22_000))
+			l, err := net.Listen("tcp", "127.0.0.1:"+port)
+			if err != nil && tries < 100 {
+				continue
+			}
+			ts.Check(err)
+			defer l.Close() // after all are chosen
+			ts.Setenv(name, port)
+			break
+		}
 	}
 }
 
