@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -204,9 +205,13 @@ func syncCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				opt.Origin = snapshot.Revision{Action: "sync", Name: name, From: source.Bucket.String()}
+				origins, err := origins(ctx, source, digests)
+				if err != nil {
+					return err
+				}
 				var failed error
 				for _, id := range digests {
+					opt.Origin = snapshot.Revision{Action: "sync", Name: cmp.Or(name, origins[id].Name), From: source.Bucket.String(), Of: origins[id].Series()}
 					sum, err := target.Sync(ctx, source, id, opt)
 					if err != nil && ctx.Err() != nil {
 						return err
@@ -241,8 +246,21 @@ func syncCommand() *cobra.Command {
 	flags.StringVar(&to, "to", "", "`URL` of the store that shall have them")
 	flags.StringArrayVar(&ids, "id", nil, "`ID` of a snapshot")
 	flags.BoolVar(&all, "all", false, "all that there are")
-	flags.StringVar(&name, "name", "", "`NAME` that the snapshots are known by in the other store's revisions; by default that is the first store")
+	flags.StringVar(&name, "name", "", "`NAME` that the snapshots are known by in the other store's revisions; by default those that they have in the first")
 	return cmd
+}
+
+// origins returns who brought snapshots into a store last. What nobody knows that of is a thing of its own.
+func origins(ctx context.Context, store *snapshot.Store, digests []snapshot.Digest) (map[snapshot.Digest]snapshot.Revision, error) {
+	found := make(map[snapshot.Digest]snapshot.Revision)
+	for _, id := range digests {
+		found[id] = snapshot.Revision{Of: string(id)}
+	}
+	revisions, err := store.Revisions(ctx, "", "")
+	for _, r := range revisions {
+		found[r.ID] = r
+	}
+	return found, err
 }
 
 // chosen returns the snapshots that were asked for.

@@ -163,8 +163,10 @@ func (s *Store) going(ctx context.Context, keep Retention, h *hold) (map[Digest]
 	latest := make(map[Digest]time.Time) // when each was last brought
 	last := make(map[string][]Digest)    // of each series, the latest last
 	for _, r := range revisions {
-		latest[r.ID] = r.Time
-		in := series(r.Name, r.From)
+		if t := r.latest(); t.After(latest[r.ID]) {
+			latest[r.ID] = t
+		}
+		in := r.Series()
 		last[in] = append(last[in], r.ID)
 	}
 	for o, err := range s.Bucket.List(ctx, manifestsPrefix) {

@@ -261,3 +261,42 @@ func TestHoldEnds(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is brought again and again without news does not grow old, and adds no revision; what two machines bring from one path is two things.
+func TestRevisionsAreRenewed(t *testing.T) {
+	root := example(t)
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		s := &Store{Bucket: m}
+		origin := Revision{Action: "push", From: root}
+		for range 5 {
+			pushed(t, s, root, Options{Origin: origin})
+			time.Sleep(20 * time.Hour)
+		}
+		revisions, err := s.Revisions(t.Context(), "", root)
+		if err != nil || len(revisions) != 1 || revisions[0].Again.Sub(revisions[0].Time) != 80*time.Hour {
+			t.Errorf("got %+v, %v", revisions, err)
+		}
+		other := revisions[0]
+		other.Host, other.ID = "elsewhere", digestOf([]byte("x"))
+		if other.Series() == revisions[0].Series() {
+			t.Errorf("both are %s", other.Series())
+		}
+		if c, err := s.GC(t.Context(), Retention{Older: 24 * time.Hour}, false); err != nil || c.Kept != 1 {
+			t.Errorf("got %+v, %v", c, err)
+		}
+		to := &Store{Bucket: newMemory()}
+		for range 2 {
+			if _, err := to.Sync(t.Context(), s, revisions[0].ID, Options{Origin: Revision{Action: "sync", From: "memory://store", Of: revisions[0].Series()}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := to.Revisions(t.Context(), "", ""); err != nil || len(got) != 1 || got[0].Series() != revisions[0].Series() {
+			t.Errorf("synced: %+v, %v", got, err)
+		}
+		time.Sleep(30 * time.Hour)
+		if c, err := s.GC(t.Context(), Retention{Older: 24 * time.Hour}, false); err != nil || c.Kept != 0 {
+			t.Errorf("later: %+v, %v", c, err)
+		}
+	})
+}

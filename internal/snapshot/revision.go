@@ -23,9 +23,11 @@ import (
 type Revision struct {
 	ID     Digest    `json:"id"`
 	Time   time.Time `json:"time"`           // by the clock of who did it
+	Again  time.Time `json:"again,omitzero"` // when it was brought last, if there was nothing new; to the hour
 	Action string    `json:"action"`         // push or sync
 	Name   string    `json:"name,omitempty"` // given to it
 	From   string    `json:"from"`           // absolute path, reference, or URL of a store
+	Of     string    `json:"of,omitempty"`   // what it is one of, if neither Name nor From says so: in a store before, see [Revision.Series]
 	User   string    `json:"user"`
 	Host   string    `json:"host"`
 	Files  int       `json:"files"`
@@ -41,51 +43,77 @@ const (
 	timeFormat      = "20060102T150405.000000000Z"
 )
 
-// series returns what revisions of one thing share: its name, or where it came from.
-func series(name, from string) string {
-	s := url.PathEscape(cmp.Or(name, from))
-	s = strings.ReplaceAll(s, ".", "%2E") // "." and ".." are no names of files
+// Series returns what the revisions of one thing share: its name; or where it came from, which for a path is on one machine.
+func (r Revision) Series() string {
+	if r.Name == "" && r.Of == "" && strings.HasPrefix(r.From, "/") {
+		return r.Host + ":" + r.From
+	}
+	return cmp.Or(r.Name, r.Of, r.From)
+}
+
+// prefix returns what the keys of a series begin with.
+func (r Revision) prefix() string {
+	s := strings.ReplaceAll(url.PathEscape(r.Series()), ".", "%2E") // "." and ".." are no names of files
 	if len(s) > maxName {
 		s = s[:maxName-65] + "-" + string(digestOf([]byte(s)))
 	}
 	return revisionsPrefix + s + "/"
 }
 
-// record keeps a revision, unless the one before it of the same series is of the same snapshot. A sync brings many of one series, and
-// of those that it brought before it keeps none.
+// latest returns when the snapshot was brought last.
+func (r Revision) latest() time.Time {
+	if r.Again.After(r.Time) {
+		return r.Again
+	}
+	return r.Time
+}
+
+// noted is how old a revision is for it to be noted that the same was brought again: what is pushed each night must not pass for old.
+const noted = time.Hour
+
+// record keeps a revision. If the one before it of the same series is of the same snapshot, or, as a sync brings many of one series, any before
+// it, that one is renewed.
 func (s *Store) record(ctx context.Context, sum Summary, r Revision) error {
 	if r.Action == "" {
 		return nil
 	}
 	who := newOrigin()
 	r.ID, r.Files, r.Bytes, r.User, r.Host, r.Time = sum.ID, sum.Files, sum.Bytes, who.User, who.Host, time.Now().UTC()
-	prefix := series(r.Name, r.From)
-	last := ""
-	for o, err := range s.Bucket.List(ctx, prefix) {
+	var last bucket.Object
+	for o, err := range s.Bucket.List(ctx, r.prefix()) {
 		if err != nil {
 			return err
 		}
-		last = o.Key
-		if r.Action == "sync" && strings.Contains(last, string(r.ID)) {
-			return nil
+		if last = o; r.Action == "sync" && strings.Contains(o.Key, string(r.ID)) {
+			break
 		}
 	}
-	if strings.Contains(last, string(r.ID)) {
-		return nil
+	key := r.prefix() + r.Time.Format(timeFormat) + "-" + string(r.ID) + "-" + rand.Text()[:8]
+	again := strings.Contains(last.Key, string(r.ID))
+	if again {
+		if time.Since(last.Modified) < noted {
+			return nil
+		}
+		before, err := s.revision(ctx, last)
+		if err != nil {
+			return err
+		}
+		before.Again = r.Time
+		key, r = last.Key, before
 	}
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	key := prefix + r.Time.Format(timeFormat) + "-" + string(r.ID) + "-" + rand.Text()[:8]
-	return s.Bucket.Put(ctx, key, int64(len(text)), bytes.NewReader(text), false)
+	return s.Bucket.Put(ctx, key, int64(len(text)), bytes.NewReader(text), again)
 }
 
-// Revisions returns the revisions in the store, the oldest first: of a name or of what came from a path, or all if both are empty.
+// Revisions returns the revisions in the store, the oldest first: of a name, or of what came from a path of any machine without a name, or all
+// if both are empty.
 func (s *Store) Revisions(ctx context.Context, name, from string) ([]Revision, error) {
 	prefix := revisionsPrefix
-	if name != "" || from != "" {
-		prefix = series(name, from)
+	if name != "" {
+		prefix = Revision{Name: name}.prefix()
 	}
 	var keys []bucket.Object
 	for o, err := range s.Bucket.List(ctx, prefix) {
@@ -101,7 +129,7 @@ func (s *Store) Revisions(ctx context.Context, name, from string) ([]Revision, e
 		if errors.Is(err, oci.ErrNotFound) {
 			return nil // removed just now
 		}
-		if err != nil {
+		if err != nil || from != "" && (r.From != from || r.Name != "") {
 			return err
 		}
 		mu.Lock()
