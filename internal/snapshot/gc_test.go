@@ -300,3 +300,28 @@ func TestRevisionsAreRenewed(t *testing.T) {
 		}
 	})
 }
+
+// A push and a removal that begin at once do not keep each other waiting.
+func TestPushAndGCAtOnce(t *testing.T) {
+	root := example(t)
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		s := &Store{Bucket: m}
+		h, err := s.announce(t.Context(), removalKey) // before it looks for others
+		must(t, err)
+		begin := time.Now()
+		done := make(chan error, 1)
+		go func() {
+			_, err := s.Push(context.WithoutCancel(t.Context()), Scanner{}, root, Options{})
+			done <- err
+		}()
+		time.Sleep(10 * time.Second)
+		if who, working, err := h.others(make(map[string]time.Time)); who != nil || working || err != nil {
+			t.Errorf("the removal waits for %v, at work: %v, %v", who, working, err)
+		}
+		h.release()
+		if err := <-done; err != nil || time.Since(begin) > 12*time.Second {
+			t.Errorf("the push: %v after %v", err, time.Since(begin))
+		}
+	})
+}

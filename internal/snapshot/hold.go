@@ -47,19 +47,33 @@ type hold struct {
 	age   func(bucket.Object) time.Duration // by the bucket's clock
 }
 
-// hold announces that somebody brings a snapshot, and waits while objects are removed.
+// hold announces that somebody brings a snapshot. While objects are removed it waits, and announces nothing: the removal must not wait in turn.
 func (s *Store) hold(ctx context.Context) (*hold, error) {
-	h, err := s.announce(ctx, holdsPrefix+rand.Text())
-	if err != nil {
-		return nil, err
-	}
-	return h.wait(patience, false, func() ([]bucket.Object, error) {
+	for end := time.Now().Add(patience); ; {
+		h, err := s.announce(ctx, holdsPrefix+rand.Text())
+		if err != nil {
+			return nil, err
+		}
 		other, err := s.Bucket.Stat(ctx, removalKey)
 		if errors.Is(err, oci.ErrNotFound) {
-			return nil, nil
+			return h, nil
 		}
-		return []bucket.Object{other}, err
-	})
+		who := s.who(ctx, removalKey)
+		if err == nil && (h.age(other) > stale || who.gone()) {
+			return h, nil
+		}
+		h.release()
+		if err == nil && time.Now().After(end) {
+			err = fmt.Errorf("%s: %w by %s: try again later", s.Bucket, ErrBusy, who)
+		}
+		if err == nil {
+			s.Meter.Begin("waiting for "+who.String(), 0)
+			err = sleep(ctx, time.Second)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 }
 
 // holdAlone announces that somebody removes objects. It waits for those who may be gone, and not for those who are seen at work.
@@ -68,46 +82,17 @@ func (s *Store) holdAlone(ctx context.Context) (*hold, error) {
 	if err != nil {
 		return nil, err
 	}
-	return h.wait(stale+renewed, true, func() (others []bucket.Object, err error) {
-		for o, err := range s.Bucket.List(ctx, holdsPrefix) {
-			if err != nil {
-				return nil, err
-			}
-			others = append(others, o)
-		}
-		return others, nil
-	})
-}
-
-// wait waits for others to end; or, if that is asked for, only for those that do not renew their announcement. It returns h, which is released
-// on an error.
-func (h *hold) wait(most time.Duration, leave bool, others func() ([]bucket.Object, error)) (*hold, error) {
 	seen := make(map[string]time.Time)
-	for end := time.Now().Add(most); ; {
-		found, err := others()
-		var at *origin
-		working := false
-		for _, o := range found {
-			who := h.store.who(h.ctx, o.Key)
-			if h.age(o) > stale || who.gone() {
-				if leave {
-					_ = h.store.Bucket.Delete(h.ctx, o.Key) // it only takes room
-				}
-				continue
-			}
-			at = &who
-			before, again := seen[o.Key]
-			working = working || again && !before.Equal(o.Modified)
-			seen[o.Key] = o.Modified
-		}
+	for end := time.Now().Add(stale + renewed); ; {
+		who, working, err := h.others(seen)
 		switch {
 		case err != nil:
-		case at == nil:
+		case who == nil:
 			return h, nil
-		case leave && working || time.Now().After(end):
-			err = fmt.Errorf("%s: %w by %s: try again later", h.store.Bucket, ErrBusy, at)
+		case working || time.Now().After(end):
+			err = fmt.Errorf("%s: %w by %s: try again later", s.Bucket, ErrBusy, who)
 		default:
-			h.store.Meter.Begin("waiting for "+at.String(), 0)
+			s.Meter.Begin("waiting for "+who.String(), 0)
 			err = sleep(h.ctx, time.Second)
 		}
 		if err != nil {
@@ -115,6 +100,26 @@ func (h *hold) wait(most time.Duration, leave bool, others func() ([]bucket.Obje
 			return nil, err
 		}
 	}
+}
+
+// others returns one of those who bring snapshots, and whether any of them was seen to renew its announcement since it was seen first. Those that
+// count for nothing are removed.
+func (h *hold) others(seen map[string]time.Time) (who *origin, working bool, err error) {
+	for o, err := range h.store.Bucket.List(h.ctx, holdsPrefix) {
+		if err != nil {
+			return nil, false, err
+		}
+		one := h.store.who(h.ctx, o.Key)
+		if h.age(o) > stale || one.gone() {
+			_ = h.store.Bucket.Delete(h.ctx, o.Key) // it only takes room
+			continue
+		}
+		who = &one
+		before, again := seen[o.Key]
+		working = working || again && !before.Equal(o.Modified)
+		seen[o.Key] = o.Modified
+	}
+	return who, working, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
