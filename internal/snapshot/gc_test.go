@@ -315,7 +315,7 @@ func TestPushAndGCAtOnce(t *testing.T) {
 			_, err := s.Push(context.WithoutCancel(t.Context()), Scanner{}, root, Options{})
 			done <- err
 		}()
-		time.Sleep(10 * time.Second)
+		time.Sleep(10*time.Second + 500*time.Millisecond) // between two times that the push looks
 		if who, working, err := h.others(make(map[string]time.Time)); who != nil || working || err != nil {
 			t.Errorf("the removal waits for %v, at work: %v, %v", who, working, err)
 		}
