@@ -161,6 +161,7 @@ localhost:5000/registry.test/team/app:v1, or by its own name by nodes and runtim
 			if err != nil {
 				return err
 			}
+			go boundMemory(cmd.Context())
 			library := &snapshot.Library{Store: store, Only: only}
 			names, err := library.Names(cmd.Context())
 			if err != nil {

@@ -143,6 +143,9 @@ func (p *pull) survey(ctx context.Context) error {
 	wanted := make(map[string]Entry, len(p.m))
 	sizes := make(map[int64]bool)
 	for _, e := range p.m {
+		if strings.HasPrefix(e.Path, "./"+partName) {
+			return fmt.Errorf("snapshot %s has a file %s: files with such names are on their way, and it cannot be pulled", p.ID, e.Path)
+		}
 		wanted[e.Path] = e
 		if !e.Dir() {
 			sizes[e.Size] = true

@@ -160,6 +160,9 @@ func (w *walk) child(in, name string, above []inode) error {
 	if strings.ContainsRune(name, '\n') {
 		return fmt.Errorf("%q: a name with a line's end cannot be in a manifest: rename it, or exclude it", full)
 	}
+	if in == "./" && strings.HasPrefix(name, partName) {
+		return fmt.Errorf("%s was left by a pull that was cut: run that again, or remove this", full)
+	}
 	at := time.Now()
 	info, err := os.Lstat(full)
 	if err != nil {

@@ -76,11 +76,12 @@ func TestScanLinks(t *testing.T) {
 
 func TestScanRefuses(t *testing.T) {
 	for name, make := range map[string]func(path string) error{
-		"itself":      func(path string) error { return os.Symlink(filepath.Base(path), path) },
-		"parent":      func(path string) error { return os.Symlink("..", path) },
-		"nowhere":     func(path string) error { return os.Symlink("none", path) },
-		"line's\nend": func(path string) error { return os.WriteFile(path, nil, 0o600) },
-		"pipe":        func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"../.pier-part-x": func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"itself":          func(path string) error { return os.Symlink(filepath.Base(path), path) },
+		"parent":          func(path string) error { return os.Symlink("..", path) },
+		"nowhere":         func(path string) error { return os.Symlink("none", path) },
+		"line's\nend":     func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"pipe":            func(path string) error { return syscall.Mkfifo(path, 0o600) },
 		"link to pipe": func(path string) error {
 			return errors.Join(syscall.Mkfifo(path+"'s target", 0o600), os.Symlink(path+"'s target", path))
 		},
