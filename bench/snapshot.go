@@ -17,7 +17,7 @@ import (
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"lukechampine.com/blake3"
+	"github.com/zeebo/blake3"
 
 	"pier/internal/snapshot"
 )
@@ -128,7 +128,7 @@ func runBlake3(_ context.Context, args []string) error {
 			return err
 		}
 		defer f.Close()
-		h := blake3.New(32, nil)
+		h := blake3.New()
 		if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, buf); err != nil {
 			return err
 		}

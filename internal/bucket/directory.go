@@ -159,7 +159,7 @@ func (d *directory) take(ctx context.Context, n int) error {
 
 // Put implements [Bucket].
 func (d *directory) Put(ctx context.Context, key string, size int64, r io.Reader, replace bool) error {
-	if !replace {
+	if !replace && size >= large { // of a small one the rename says so
 		if _, err := os.Lstat(d.Path(key)); err == nil {
 			return d.fault(key, ErrExists)
 		}

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"lukechampine.com/blake3"
+	"github.com/zeebo/blake3"
 )
 
 // A digests is what is remembered of the files of one tree: the digest of a file whose inode, size, and times of change are what they

@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"strings"
 
-	"lukechampine.com/blake3"
+	"github.com/zeebo/blake3"
 )
 
 // ErrManifest is the error for a text that is no manifest, or one that must not be trusted.

@@ -7,7 +7,7 @@ import (
 	"io"
 	"sync"
 
-	"lukechampine.com/blake3"
+	"github.com/zeebo/blake3"
 
 	"pier/internal/oci"
 )
@@ -35,7 +35,7 @@ func (o object) prove(r io.Reader) *proof {
 }
 
 // hashers keeps hashers, which are large, for those who need one next.
-var hashers = sync.Pool{New: func() any { return blake3.New(32, nil) }}
+var hashers = sync.Pool{New: func() any { return blake3.New() }}
 
 func sumOf(h *blake3.Hasher) Digest { return Digest(hex.EncodeToString(h.Sum(nil))) }
 

@@ -11,7 +11,7 @@ import (
 	"sync"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"lukechampine.com/blake3"
+	"github.com/zeebo/blake3"
 
 	"pier/internal/bucket"
 	"pier/internal/chain"
@@ -139,7 +139,7 @@ func (s *Store) stage(ctx context.Context, l *layout, b v1.Descriptor) (object, 
 		}
 		return o, err
 	}
-	h := blake3.New(32, nil)
+	h := blake3.New()
 	incoming := incomingPrefix + b.Digest.Encoded()
 	if err := s.Bucket.Put(ctx, incoming, b.Size, io.TeeReader(metered, h), true); err != nil {
 		return object{}, err
