@@ -15,6 +15,11 @@ func (s *Store) Push(ctx context.Context, scanner Scanner, root string, opt Opti
 	if err != nil {
 		return Summary{}, err
 	}
+	e := &early{store: s, ctx: ctx, seen: make(map[Digest]bool)}
+	defer e.end()
+	if s.Bucket.Page() == 0 && !opt.DryRun && !opt.Repair {
+		scanner.take = e.take
+	}
 	w, err := scanner.walk(ctx, absolute)
 	if err != nil {
 		return Summary{}, err
@@ -25,7 +30,9 @@ func (s *Store) Push(ctx context.Context, scanner Scanner, root string, opt Opti
 			files[f.Digest] = file{absolute, f}
 		}
 	}
-	return s.send(ctx, w.manifest(), files, opt)
+	sum, err := s.send(ctx, w.manifest(), files, opt)
+	e.count(&sum)
+	return sum, err
 }
 
 // files gives the content of files.

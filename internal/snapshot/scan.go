@@ -29,6 +29,8 @@ type Scanner struct {
 	Digests  string         // a directory where digests are remembered from one Scan to the next; empty: none are
 	Paranoid bool           // read every file, whatever is remembered
 	Meter    *Meter         // told of the bytes; nil: nobody is
+
+	take func(context.Context, object, []byte) error // is given small contents as they are read; nil: nobody is
 }
 
 // Scan returns the manifest of the directory at root. Symbolic links stand for what they lead to, with their own permissions. It returns
@@ -248,6 +250,9 @@ func (w *walk) digest(ctx context.Context, f *found) error {
 		return err
 	}
 	defer r.Close()
+	if f.Size <= atOnce {
+		return w.digestSmall(ctx, f, r)
+	}
 	h := newHasher()
 	defer hashers.Put(h)
 	err = withBuffer(f.Size, func(buf []byte) error {
@@ -256,6 +261,29 @@ func (w *walk) digest(ctx context.Context, f *found) error {
 	})
 	f.Digest = sumOf(h)
 	return err
+}
+
+// atOnce is up to how many bytes of a file are read in one piece.
+const atOnce = 64 << 10
+
+// digestSmall sets the digest of a file that fits into memory.
+func (w *walk) digestSmall(ctx context.Context, f *found, r io.Reader) error {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	content := (*buf)[:f.Size+1]
+	n, err := io.ReadFull(r, content) // the end comes before it is full, or the file changed
+	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		if err == nil {
+			err = fmt.Errorf("%s%s: %w", w.root, f.Path[1:], ErrChanged)
+		}
+		return err
+	}
+	w.Meter.Add(int64(n))
+	content = content[:n]
+	if f.Digest = digestOf(content); w.take == nil {
+		return nil
+	}
+	return w.take(ctx, object{f.Digest, f.Size}, content)
 }
 
 // An unchanged reads a file, and ends with [ErrChanged] if it is not what it was.

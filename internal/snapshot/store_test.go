@@ -372,3 +372,43 @@ func TestDiff(t *testing.T) {
 		t.Errorf("of the same: %+v", got)
 	}
 }
+
+// Into a directory small files go as they are read, once each, and what a push says of itself is the same.
+func TestPushIntoDirectory(t *testing.T) {
+	s, dir := directoryStore(t)
+	root := example(t)
+	must(t, os.WriteFile(filepath.Join(root, "large"), []byte(random(1, atOnce+1)), 0o644))
+	s.Meter = &Meter{}
+	sum := pushed(t, s, root, Options{})
+	size := int64(60009 + atOnce + 1)
+	if want := (Summary{ID: sum.ID, Files: 6, Bytes: size, Objects: 5, Sent: 5, SentSize: size - 4, Saved: 4}); sum != want {
+		t.Errorf("got %+v, want %+v", sum, want)
+	}
+	if _, done, _ := s.Meter.Read(); done != atOnce+1 {
+		t.Errorf("%d bytes were sent after the tree was read, want those of the large file", done)
+	}
+	if again := pushed(t, s, root, Options{}); again.Sent != 0 || again.Skipped != 5 || again.Saved != size {
+		t.Errorf("again: %+v", again)
+	}
+	must(t, os.WriteFile(filepath.Join(root, "a"), []byte("news"), 0o644))
+	before := fmt.Sprint(contents(t, dir))
+	if dry := pushed(t, s, root, Options{DryRun: true}); dry.Sent != 1 || fmt.Sprint(contents(t, dir)) != before {
+		t.Errorf("a dry run: %+v, or something was written", dry)
+	}
+	if got := pushed(t, s, root, Options{}); got.Sent != 1 || got.SentSize != 4 || got.Skipped != 4 {
+		t.Errorf("one changed: %+v", got)
+	}
+	damaged := s.Bucket.(interface{ Path(key string) string }).Path(digestOf([]byte("same")).ObjectKey())
+	must(t, os.WriteFile(damaged, []byte("no"), 0o644))
+	if got := pushed(t, s, root, Options{}); got.Sent != 0 && got.Sent != 1 {
+		t.Errorf("one was cut: %+v", got)
+	}
+	if v, err := s.Verify(t.Context(), pushed(t, s, root, Options{}).ID, LevelFull); err != nil || len(v.Faults) > 0 {
+		t.Errorf("in the end %+v, %v", v.Faults, err)
+	}
+	for name := range contents(t, dir) {
+		if strings.Contains(name, "/pushes/") || strings.Contains(name, "/partial/") {
+			t.Errorf("left: %s", name)
+		}
+	}
+}
