@@ -186,6 +186,7 @@ func (n *noticed) Read(p []byte) (int, error) {
 
 // write sends the messages that are some content.
 func (w *Writer) write(to io.Writer, desc oci.Descriptor, labels []byte, r io.Reader) error {
+	ref := "pier-" + rand.Text() // its own: containerd may hold that of a write that was cut for a moment more
 	out := bufio.NewWriterSize(to, 64<<10)
 	buf := make([]byte, min(writeSize, desc.Size+1))
 	for offset := int64(0); ; {
@@ -198,7 +199,7 @@ func (w *Writer) write(to io.Writer, desc oci.Descriptor, labels []byte, r io.Re
 		if end {
 			m = append(appendVarint(nil, writeAction, actionCommit), labels...)
 		}
-		m = appendString(m, writeRef, "pier-"+desc.Digest.String())
+		m = appendString(m, writeRef, ref)
 		m = appendVarint(m, writeTotal, desc.Size)
 		m = appendString(m, writeExpected, desc.Digest.String())
 		m = appendVarint(m, writeOffset, offset)
