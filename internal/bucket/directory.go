@@ -75,7 +75,7 @@ func (d *directory) fault(key string, err error) error {
 }
 
 // Path returns the file that an object is.
-func (d *directory) Path(key string) string { return filepath.Join(d.root, filepath.FromSlash(key)) }
+func (d *directory) Path(key string) string { return d.root + "/" + key }
 
 // Stat implements [Bucket].
 func (d *directory) Stat(_ context.Context, key string) (Object, error) {
@@ -148,18 +148,28 @@ func (f *file) Read(p []byte) (int, error) {
 
 // take waits until n bytes may pass, and sees that ctx goes on.
 func (d *directory) take(ctx context.Context, n int) error {
-	if d.limit == nil || n == 0 {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return nil
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	return d.limit.WaitN(ctx, n)
+	for d.limit != nil && n > 0 {
+		part := min(n, d.limit.Burst())
+		if err := d.limit.WaitN(ctx, part); err != nil {
+			return err
+		}
+		n -= part
+	}
+	return nil
 }
 
 // Put implements [Bucket].
 func (d *directory) Put(ctx context.Context, key string, size int64, r io.Reader, replace bool) error {
-	if !replace && size >= large { // of a small one the rename says so
+	if size <= small {
+		if err := d.putSmall(ctx, key, &sized{r, size}, replace); err != nil {
+			return d.fault(key, err)
+		}
+		return nil
+	}
+	if !replace && size >= large { // else the rename says so
 		if _, err := os.Lstat(d.Path(key)); err == nil {
 			return d.fault(key, ErrExists)
 		}
@@ -196,7 +206,7 @@ func (d *directory) partial(key string, size int64) (*os.File, error) {
 		}
 		f.Close() // somebody else is sending it, or just did
 	}
-	return create(fmt.Sprintf("%s/%s-%d", d.Path(partials), d.unique, d.temp.Add(1)), os.O_EXCL)
+	return create(d.temporary(), os.O_EXCL)
 }
 
 // create opens a file that need not be there, nor its directory.
@@ -208,20 +218,6 @@ func create(name string, flags int) (*os.File, error) {
 		}
 	}
 	return f, err
-}
-
-// makeDirectory is os.MkdirAll that tries the last one first: of three levels the others may be there.
-func makeDirectory(name string) error {
-	err := os.Mkdir(name, 0o777)
-	if errors.Is(err, fs.ErrNotExist) && filepath.Dir(name) != name {
-		if err = makeDirectory(filepath.Dir(name)); err == nil {
-			err = os.Mkdir(name, 0o777)
-		}
-	}
-	if errors.Is(err, fs.ErrExist) {
-		return nil // if it is a file, what is done next says so
-	}
-	return err
 }
 
 // isAt reports whether name is still that of f.
@@ -302,7 +298,7 @@ func (d *directory) commit(name, key string, replace bool) error {
 		case !errors.Is(err, fs.ErrNotExist):
 			return err
 		}
-		if err := makeDirectory(filepath.Dir(target)); err != nil {
+		if _, err := makeDirectory(filepath.Dir(target)); err != nil {
 			return err
 		}
 	}
@@ -315,8 +311,8 @@ func (d *directory) Copy(ctx context.Context, from Bucket, object Object, key st
 		return d.fault(key, oci.ErrUnsupported)
 	}
 	// Objects are never written to, so one may have two names.
-	temporary := fmt.Sprintf("%s/%s-%d", d.Path(partials), d.unique, d.temp.Add(1))
-	err := makeDirectory(d.Path(partials))
+	temporary := d.temporary()
+	_, err := makeDirectory(d.Path(partials))
 	if err == nil {
 		err = os.Link(d.Path(object.Key), temporary)
 	}

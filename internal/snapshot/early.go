@@ -7,64 +7,73 @@ import (
 	"sync"
 
 	"pier/internal/bucket"
-	"pier/internal/oci"
 )
 
-// An early puts small contents into a store while a tree is scanned, so that each is read once. That pays where it costs nothing to ask whether an
-// object is there.
+// An early puts small contents into a store while a tree is scanned, so that each is read once. That pays where it costs nothing to find
+// that an object is there.
 type early struct {
 	store *Store
 	ctx   context.Context //nolint:containedctx // of the one push
 
-	mu   sync.Mutex // guards all below
-	hold *hold      // from the first object that was put
-	seen map[Digest]bool
-	sent int
-	size int64 // bytes of those sent
+	mu    sync.Mutex       // guards all below
+	hold  *hold            // from the first object on
+	sizes map[Digest]int64 // of what is there, or just goes there
+	sent  int
+	size  int64 // bytes of those sent
 }
 
-// take puts an object that is not there. Its content is the caller's again afterwards.
+// take puts an object, unless it is there. Its content is the caller's again afterwards.
 func (e *early) take(ctx context.Context, o object, content []byte) error {
-	e.mu.Lock()
-	seen := e.seen[o.digest]
-	e.seen[o.digest] = true
-	e.mu.Unlock()
-	if seen {
-		return nil
-	}
-	there, err := e.store.Bucket.Stat(ctx, o.key())
-	if err == nil && there.Size == o.size {
-		return nil
-	}
-	if err != nil && !errors.Is(err, oci.ErrNotFound) {
+	first, err := e.first(o)
+	if !first {
 		return err
 	}
-	if err := e.announce(); err != nil {
-		return err
-	}
-	damaged := err == nil
-	err = e.store.Bucket.Put(ctx, o.key(), o.size, bytes.NewReader(content), damaged)
+	err = e.store.Bucket.Put(ctx, o.key(), o.size, bytes.NewReader(content), false)
 	if errors.Is(err, bucket.ErrExists) {
-		return nil // somebody else put it there meanwhile; send looks at it again
+		there, err := e.store.Bucket.Stat(ctx, o.key())
+		if err != nil || there.Size == o.size {
+			return err
+		}
+		if err := e.store.Bucket.Put(ctx, o.key(), o.size, bytes.NewReader(content), true); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sent++
 	e.size += o.size
-	return err
+	return nil
 }
 
-// announce has the objects stay until they are named.
-func (e *early) announce() (err error) {
+// first reports whether an object did not come before, and has those that come stay until they are named.
+func (e *early) first(o object) (first bool, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.hold == nil {
-		e.hold, err = e.store.hold(e.ctx)
+		if e.hold, err = e.store.hold(e.ctx); err != nil {
+			return false, err
+		}
 	}
-	return err
+	if _, seen := e.sizes[o.digest]; seen {
+		return false, nil
+	}
+	e.sizes[o.digest] = o.size
+	return true, nil
 }
 
-// end ends the announcement.
+// hand gives away the announcement, with the sizes of the objects that are there since. They are nil if there are none.
+func (e *early) hand() (h *hold, sizes map[Digest]int64) {
+	if e == nil {
+		return nil, nil
+	}
+	h, sizes = e.hold, e.sizes
+	e.hold, e.sizes = nil, nil
+	return h, sizes
+}
+
+// end ends the announcement, if nobody took it.
 func (e *early) end() {
 	if e.hold != nil {
 		e.hold.release()

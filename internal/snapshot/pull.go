@@ -190,13 +190,13 @@ func (p *pull) look(ctx context.Context, dir string) error {
 		path := dir + info.Name()
 		switch {
 		case info.IsDir():
-			p.old[path+"/"] = found{Entry{Path: path + "/", Perm: permissions(info)}, stateOf(info, at)}
+			p.old[path+"/"] = found{Entry{Path: path + "/", Perm: permissions(info)}, stateOf(statOf(info), at)}
 			if err := p.look(ctx, path+"/"); err != nil {
 				return err
 			}
 		case dir == "./" && strings.HasPrefix(info.Name(), partName):
 		case info.Mode().IsRegular():
-			p.old[path] = found{Entry{Path: path, Perm: permissions(info), Size: info.Size()}, stateOf(info, at)}
+			p.old[path] = found{Entry{Path: path, Perm: permissions(info), Size: info.Size()}, stateOf(statOf(info), at)}
 		default:
 			p.old[path+"\x00"] = found{}
 		}

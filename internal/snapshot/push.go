@@ -15,7 +15,7 @@ func (s *Store) Push(ctx context.Context, scanner Scanner, root string, opt Opti
 	if err != nil {
 		return Summary{}, err
 	}
-	e := &early{store: s, ctx: ctx, seen: make(map[Digest]bool)}
+	e := &early{store: s, ctx: ctx, sizes: make(map[Digest]int64)}
 	defer e.end()
 	if s.Bucket.Page() == 0 && !opt.DryRun && !opt.Repair {
 		scanner.take = e.take
@@ -30,7 +30,7 @@ func (s *Store) Push(ctx context.Context, scanner Scanner, root string, opt Opti
 			files[f.Digest] = file{absolute, f}
 		}
 	}
-	sum, err := s.send(ctx, w.manifest(), files, opt)
+	sum, err := s.send(ctx, w.manifest(), files, opt, e)
 	e.count(&sum)
 	return sum, err
 }

@@ -15,7 +15,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // ErrChanged is the error for a tree that changes while it is read.
@@ -81,23 +81,24 @@ type found struct {
 
 // A state is what a file's content cannot change without.
 type state struct {
-	device, inode  uint64
-	size           int64 // bytes
-	modified       int64 // Unix time in nanoseconds, as ctime
-	changed        int64
-	read           int64 // when the state was seen, on the clock that files are dated with
-	regular, isDir bool
+	device, inode uint64
+	size          int64 // bytes
+	modified      int64 // Unix time in nanoseconds, as ctime
+	changed       int64
+	read          int64 // when the state was seen, on the clock that files are dated with
+	regular       bool
 }
 
 // stateOf returns the state of a file that was seen at a time.
-func stateOf(info fs.FileInfo, at time.Time) state {
-	st := info.Sys().(*syscall.Stat_t)
+func stateOf(st *syscall.Stat_t, at time.Time) state {
 	return state{
 		device: st.Dev, inode: st.Ino, size: st.Size,
 		modified: st.Mtim.Nano(), changed: st.Ctim.Nano(), read: at.UnixNano(),
-		regular: info.Mode().IsRegular(), isDir: info.IsDir(),
+		regular: st.Mode&syscall.S_IFMT == syscall.S_IFREG,
 	}
 }
+
+func statOf(info fs.FileInfo) *syscall.Stat_t { return info.Sys().(*syscall.Stat_t) }
 
 // same reports whether two states are of one content.
 func (s state) same(t state) bool {
@@ -134,7 +135,7 @@ func (w *walk) directory(path string, above []inode) error {
 	if !info.IsDir() {
 		return fmt.Errorf("%s is no directory", name)
 	}
-	at := stateOf(info, time.Time{})
+	at := stateOf(statOf(info), time.Time{})
 	here := inode{at.device, at.inode}
 	if slices.Contains(above, here) {
 		return fmt.Errorf("%s is a link to a directory that it is in: remove it, or exclude it", name)
@@ -185,7 +186,7 @@ func (w *walk) child(in, name string, above []inode) error {
 	case !info.Mode().IsRegular():
 		return fmt.Errorf("%s is neither a file nor a directory (%s): exclude it", full, info.Mode().Type())
 	}
-	w.found = append(w.found, found{Entry{Path: path, Perm: perm, Size: info.Size()}, stateOf(info, at)})
+	w.found = append(w.found, found{Entry{Path: path, Perm: perm, Size: info.Size()}, stateOf(statOf(info), at)})
 	return nil
 }
 
@@ -202,7 +203,7 @@ func dangling(full string, err error) error {
 
 // permissions returns those of a file itself, if it is a link those of the link, as stat -c %a prints them.
 func permissions(info fs.FileInfo) uint32 {
-	return info.Sys().(*syscall.Stat_t).Mode & maxPerm
+	return statOf(info).Mode & maxPerm
 }
 
 // read sets the digests of the files that were found: those that are known, and of the others each content once.
@@ -227,12 +228,8 @@ func (w *walk) read(known *digests) error {
 		}
 	}
 	w.Meter.Begin("reading files", total)
-	group, ctx := errgroup.WithContext(w.ctx)
-	group.SetLimit(max(w.Jobs, 1))
-	for _, i := range unread {
-		group.Go(func() error { return w.digest(ctx, &w.found[i]) })
-	}
-	if err := group.Wait(); err != nil {
+	err := each(w.ctx, w.Jobs, unread, func(ctx context.Context, i int) error { return w.digest(ctx, &w.found[i]) })
+	if err != nil {
 		return err
 	}
 	for i := range w.found {
@@ -286,50 +283,70 @@ func (w *walk) digestSmall(ctx context.Context, f *found, r io.Reader) error {
 	return w.take(ctx, object{f.Digest, f.Size}, content)
 }
 
-// An unchanged reads a file, and ends with [ErrChanged] if it is not what it was.
+// An unchanged reads a file, and ends with [ErrChanged] if it is not what it was. It is not an os.File: what prepares one for deadlines takes as
+// long as reading a small file.
 type unchanged struct {
-	*os.File
-	ctx context.Context //nolint:containedctx // of whoever reads
-	was state
+	fd   int
+	name string
+	ctx  context.Context //nolint:containedctx // of whoever reads
+	was  state
 }
 
 // openUnchanged opens a file of the tree at root.
 func openUnchanged(ctx context.Context, root string, f found) (io.ReadCloser, error) {
-	file, err := os.OpenFile(root+f.Path[1:], os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe that took its place would hang
+	u := &unchanged{name: root + f.Path[1:], ctx: ctx, was: f.state}
+	err := u.retry("open", func() (err error) {
+		u.fd, err = unix.Open(u.name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0) // a pipe that took its place would hang
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	r := &unchanged{file, ctx, f.state}
-	if err := r.check(); err != nil {
-		file.Close()
+	if err := u.check(); err != nil {
+		u.Close()
 		return nil, err
 	}
-	return r, nil
+	return u, nil
+}
+
+// retry makes a system call until no signal cuts it.
+func (u *unchanged) retry(name string, call func() error) error {
+	for {
+		switch err := call(); {
+		case err == nil:
+			return nil
+		case !errors.Is(err, syscall.EINTR):
+			return &fs.PathError{Op: name, Path: u.name, Err: err}
+		}
+	}
 }
 
 func (u *unchanged) check() error {
-	info, err := u.Stat()
-	if err != nil {
+	var st syscall.Stat_t
+	if err := u.retry("stat", func() error { return syscall.Fstat(u.fd, &st) }); err != nil {
 		return err
 	}
-	if now := stateOf(info, time.Time{}); !now.regular || !now.same(u.was) {
-		return fmt.Errorf("%s: %w", u.Name(), ErrChanged)
+	if now := stateOf(&st, time.Time{}); !now.regular || !now.same(u.was) {
+		return fmt.Errorf("%s: %w", u.name, ErrChanged)
 	}
 	return nil
 }
 
-// WriteTo would pass by Read.
-func (u *unchanged) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, struct{ io.Reader }{u}) }
-
-func (u *unchanged) Read(p []byte) (int, error) {
+func (u *unchanged) Read(p []byte) (n int, err error) {
 	if u.ctx.Err() != nil {
 		return 0, context.Cause(u.ctx)
 	}
-	n, err := u.File.Read(p)
-	if errors.Is(err, io.EOF) {
-		if changed := u.check(); changed != nil {
-			return n, changed
+	err = u.retry("read", func() (err error) { n, err = unix.Read(u.fd, p); return err })
+	switch {
+	case err != nil:
+		return 0, err
+	case n == 0 && len(p) > 0:
+		if err := u.check(); err != nil {
+			return 0, err
 		}
+		return 0, io.EOF
 	}
-	return n, err
+	return n, nil
 }
+
+func (u *unchanged) Close() error { return unix.Close(u.fd) }

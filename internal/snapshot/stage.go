@@ -68,7 +68,7 @@ func (s *Store) PushImage(ctx context.Context, src oci.Source, ref oci.Reference
 		}
 	}
 	m, from := l.tree(known)
-	sum, err := s.send(ctx, m, from, opt)
+	sum, err := s.send(ctx, m, from, opt, nil)
 	for _, b := range unknown { // they were sent before, and found there then
 		sum.Sent++
 		sum.SentSize += b.Size

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -237,8 +239,8 @@ type giver interface {
 	give(ctx context.Context, to *Store, o object, replace bool) error
 }
 
-// send brings a snapshot into the store.
-func (s *Store) send(ctx context.Context, m Manifest, from giver, opt Options) (Summary, error) {
+// send brings a snapshot into the store. before is what put some of its objects there, or nil.
+func (s *Store) send(ctx context.Context, m Manifest, from giver, opt Options, before *early) (Summary, error) {
 	sum := m.summary()
 	objects := m.objects()
 	sum.Objects = len(objects)
@@ -257,30 +259,32 @@ func (s *Store) send(ctx context.Context, m Manifest, from giver, opt Options) (
 		return sum, s.record(ctx, sum, opt.Origin)
 	}
 	if opt.DryRun {
-		_, _, err := s.missing(ctx, objects, opt, &sum)
+		_, _, err := s.missing(ctx, objects, nil, opt, &sum)
 		return sum, err
 	}
 	for {
-		err := s.bring(ctx, text, objects, from, opt, &sum)
+		err := s.bring(ctx, text, objects, from, opt, before, &sum)
 		if err == nil {
 			return sum, s.record(ctx, sum, opt.Origin)
 		}
 		if !errors.Is(err, errNotHeard) {
 			return sum, err
 		}
-		opt.Repair = false // that was done; the rest is looked for again
+		opt.Repair, before = false, nil // that was done; the rest is looked for again
 	}
 }
 
 // bring puts the objects that are missing, then the manifest.
-func (s *Store) bring(ctx context.Context, text []byte, objects []object, from giver, opt Options, sum *Summary) error {
-	hold, err := s.hold(ctx)
-	if err != nil {
-		return err
+func (s *Store) bring(ctx context.Context, text []byte, objects []object, from giver, opt Options, before *early, sum *Summary) (err error) {
+	hold, there := before.hand()
+	if hold == nil {
+		if hold, err = s.hold(ctx); err != nil {
+			return err
+		}
 	}
 	defer hold.release()
 	ctx = hold.ctx
-	missing, damaged, err := s.missing(ctx, objects, opt, sum)
+	missing, damaged, err := s.missing(ctx, objects, there, opt, sum)
 	if err != nil {
 		return err
 	}
@@ -296,12 +300,14 @@ func (s *Store) bring(ctx context.Context, text []byte, objects []object, from g
 	return s.putManifest(ctx, sum.ID, text)
 }
 
-// missing returns those of the objects that must be sent, and which of them are there but damaged.
-func (s *Store) missing(ctx context.Context, objects []object, opt Options, sum *Summary) (missing []object, damaged map[Digest]bool, err error) {
-	sizes, err := s.sizes(ctx, objects)
+// missing returns those of the objects that must be sent, and which of them are there but damaged. The sizes of some may be known.
+func (s *Store) missing(ctx context.Context, objects []object, known map[Digest]int64, opt Options, sum *Summary) (missing []object, damaged map[Digest]bool, err error) {
+	asked := slices.DeleteFunc(slices.Clone(objects), func(o object) bool { _, ok := known[o.digest]; return ok })
+	sizes, err := s.sizes(ctx, asked)
 	if err != nil {
 		return nil, nil, err
 	}
+	maps.Copy(sizes, known)
 	damaged = make(map[Digest]bool)
 	sum.Skipped, sum.Repaired = 0, 0
 	if opt.Repair {

@@ -137,7 +137,7 @@ func TestPushOfWhatChanges(t *testing.T) {
 	for _, f := range w.found {
 		from[f.Digest] = file{root, f}
 	}
-	if _, err := s.send(t.Context(), w.manifest(), from, Options{}); !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), path) {
+	if _, err := s.send(t.Context(), w.manifest(), from, Options{}, nil); !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), path) {
 		t.Errorf("got %v, want ErrChanged of %s", err, path)
 	}
 	for f := range contents(t, dir) {

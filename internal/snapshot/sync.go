@@ -15,7 +15,7 @@ func (s *Store) Sync(ctx context.Context, from *Store, id Digest, opt Options) (
 	if err != nil {
 		return Summary{ID: id}, err
 	}
-	return s.send(ctx, m, from, opt)
+	return s.send(ctx, m, from, opt, nil)
 }
 
 // give implements giver.
