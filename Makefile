@@ -12,8 +12,8 @@ COLD := cloud.google.com/... github.com/VictoriaMetrics/... github.com/hashicorp
 	crypto/internal/fips140/ecdsa crypto/internal/fips140/ed25519 crypto/internal/fips140/edwards25519/... crypto/internal/fips140/mlkem \
 	crypto/internal/fips140/nistec/... crypto/internal/fips140/rsa crypto/internal/fips140/tls12 crypto/internal/fips140/tls13 crypto/rsa \
 	crypto/tls crypto/x509/... encoding/asn1 encoding/base64 encoding/hex encoding/json encoding/pem encoding/xml fmt html log/... math/big mime/... \
-	net net/http net/url os/... path/... reflect regexp/... runtime/pprof text/... vendor/golang.org/x/... \
-	pier/cmd/... pier/internal/authority pier/internal/bucket pier/internal/cache pier/internal/clusterkey pier/internal/config \
+	net net/url os/... path/... reflect regexp/... runtime/pprof text/... vendor/golang.org/x/... \
+	pier/cmd/... pier/internal/authority pier/internal/bucket pier/internal/clusterkey pier/internal/config \
 	pier/internal/containerd pier/internal/directory pier/internal/docker pier/internal/mdns pier/internal/member pier/internal/node \
 	pier/internal/overlay2 pier/internal/peer pier/internal/proxy pier/internal/setup pier/internal/snapshot pier/internal/upstream
 

@@ -57,3 +57,6 @@ replace github.com/klauspost/compress/zstd/era120 => github.com/klauspost/compre
 
 // What memberlist uses of it, in 600 kB less.
 replace github.com/hashicorp/go-msgpack/v2 => ./msgpack
+
+// What memberlist and mdns use of it, in 300 kB less.
+replace github.com/miekg/dns => ./dns

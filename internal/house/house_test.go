@@ -48,6 +48,7 @@ var imports = map[string][]string{
 	"internal/snapshot":        {"internal/oci", "internal/chain", "internal/bucket"},
 
 	"msgpack/codec": {},
+	"dns":           {},
 
 	"internal/clusterkey": {},
 	"internal/mdns":       {},

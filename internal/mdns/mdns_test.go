@@ -324,7 +324,7 @@ func TestPieces(t *testing.T) {
 		var asked []string
 		for _, m := range s.sent {
 			for _, q := range m.msg.Question {
-				asked = append(asked, dns.TypeToString[q.Qtype]+" "+q.Name)
+				asked = append(asked, map[uint16]string{dns.TypeA: "A", dns.TypeAAAA: "AAAA", dns.TypeSRV: "SRV", dns.TypeTXT: "TXT"}[q.Qtype]+" "+q.Name)
 			}
 		}
 		return asked
