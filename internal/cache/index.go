@@ -27,7 +27,11 @@ type entry struct {
 	MediaType string
 	Digest    oci.Digest
 	Size      int64
+	Source    string // what supplied it
 }
+
+// sourceAnnotation is where the index says what supplied a manifest.
+const sourceAnnotation = "io.pier.source"
 
 func nameOf(ref oci.Reference) string {
 	if ref.Tag != "" {
@@ -65,7 +69,7 @@ func (k *Cache) loadIndex() error {
 			k.dirty = true // a crash came between the file's end and the name's
 			continue
 		}
-		k.index[name] = entry{d.MediaType, d.Digest, d.Size}
+		k.index[name] = entry{d.MediaType, d.Digest, d.Size, d.Annotations[sourceAnnotation]}
 	}
 	return k.writeIndex()
 }
@@ -83,9 +87,11 @@ func (k *Cache) writeIndex() error {
 	index := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: make([]v1.Descriptor, 0, len(entries))}
 	for _, name := range slices.Sorted(maps.Keys(entries)) {
 		e := entries[name]
-		index.Manifests = append(index.Manifests, v1.Descriptor{
-			MediaType: e.MediaType, Digest: e.Digest, Size: e.Size, Annotations: map[string]string{v1.AnnotationRefName: name},
-		})
+		d := v1.Descriptor{MediaType: e.MediaType, Digest: e.Digest, Size: e.Size, Annotations: map[string]string{v1.AnnotationRefName: name}}
+		if e.Source != "" {
+			d.Annotations[sourceAnnotation] = e.Source
+		}
+		index.Manifests = append(index.Manifests, d)
 	}
 	err := writeFile(k.path(v1.ImageIndexFile), func(w io.Writer) error {
 		buf := bufio.NewWriter(w)
@@ -115,18 +121,19 @@ func (k *Cache) named(ref oci.Reference) (entry, bool) {
 	return e, ok
 }
 
-// names reports whether ref names dgst already, and nothing else is to come.
-func (k *Cache) names(ref oci.Reference, dgst oci.Digest) bool {
+// names reports whether ref names desc already, and nothing else is to come.
+func (k *Cache) names(ref oci.Reference, desc oci.Descriptor) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	name := nameOf(ref)
 	_, waits := k.pending[name]
-	return k.index[name].Digest == dgst && !waits
+	e := k.index[name]
+	return e.Digest == desc.Digest && !waits && (e.Source == desc.Source || desc.Source != SourcePush)
 }
 
 // Tag implements [oci.Tagger]. A tag of a manifest that is not here takes effect when the manifest comes.
 func (k *Cache) Tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor) error {
-	if k.names(ref, desc.Digest) {
+	if k.names(ref, desc) {
 		return nil
 	}
 	have, err := k.Resolve(ctx, ref.WithDigest(desc.Digest))
@@ -140,7 +147,7 @@ func (k *Cache) Tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor)
 	case err != nil:
 		return err
 	}
-	k.name(nameOf(ref), entry{have.MediaType, have.Digest, have.Size})
+	k.name(nameOf(ref), entry{have.MediaType, have.Digest, have.Size, desc.Source})
 	return nil
 }
 
@@ -168,7 +175,7 @@ func (k *Cache) arrived(ref oci.Reference, desc oci.Descriptor, info oci.Manifes
 			remember(k.children, d, struct{}{})
 		}
 	}
-	e := entry{info.MediaType, desc.Digest, desc.Size}
+	e := entry{info.MediaType, desc.Digest, desc.Size, desc.Source}
 	_, child := k.children[desc.Digest]
 	_, named := k.index[nameOf(ref)] // what a tag names now, Tag was told: this may have been long on its way
 	if ref.Registry != "" && !named && (ref.Tag != "" || !child) {
@@ -195,6 +202,18 @@ func (k *Cache) forget(dgst oci.Digest) {
 	defer k.mu.Unlock()
 	for name, e := range k.index {
 		if e.Digest == dgst {
+			delete(k.index, name)
+			k.changed()
+		}
+	}
+}
+
+// unname drops names.
+func (k *Cache) unname(names []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, name := range names {
+		if _, ok := k.index[name]; ok {
 			delete(k.index, name)
 			k.changed()
 		}

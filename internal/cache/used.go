@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"strings"
 	"time"
 
 	"pier/internal/oci"
@@ -44,31 +43,4 @@ func (k *Cache) touchDue(dgst oci.Digest, now time.Time) bool {
 	}
 	remember(k.touched, dgst, now)
 	return true
-}
-
-// used returns when content was last used that was kept at a time.
-func (k *Cache) used(dgst oci.Digest, kept time.Time) time.Time {
-	if info, err := os.Stat(k.usedPath(dgst)); err == nil && info.ModTime().After(kept) {
-		return info.ModTime()
-	}
-	return kept
-}
-
-// dropUses deletes what is noted of content that is not here any more.
-func (k *Cache) dropUses() error {
-	entries, err := os.ReadDir(k.path("pier", "used"))
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if dgst, err := oci.ParseDigest(strings.Replace(e.Name(), "-", ":", 1)); err == nil {
-			if _, err := os.Stat(k.blobPath(dgst)); err == nil {
-				continue
-			}
-		}
-		if err := os.Remove(k.path("pier", "used", e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
 }

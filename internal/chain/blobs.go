@@ -198,7 +198,7 @@ func algorithms() []string { return []string{"sha256", "sha512"} }
 func (b *Blobs) Each(root string, do func(oci.Digest, fs.DirEntry)) error {
 	var errs []error
 	for _, alg := range algorithms() {
-		err := readDir(filepath.Join(root, "blobs", alg), func(e fs.DirEntry) {
+		err := ReadDir(filepath.Join(root, "blobs", alg), func(e fs.DirEntry) {
 			if d, err := oci.ParseDigest(alg + ":" + e.Name()); err == nil && e.Type().IsRegular() {
 				do(d, e)
 			}
@@ -210,8 +210,8 @@ func (b *Blobs) Each(root string, do func(oci.Digest, fs.DirEntry)) error {
 	return errors.Join(errs...)
 }
 
-// readDir calls do for the entries of a directory, as they come: there may be very many.
-func readDir(path string, do func(fs.DirEntry)) error {
+// ReadDir calls do for the entries of a directory, as they come: there may be very many.
+func ReadDir(path string, do func(fs.DirEntry)) error {
 	dir, err := os.Open(path)
 	if err != nil {
 		return err

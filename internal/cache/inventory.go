@@ -1,0 +1,190 @@
+package cache
+
+import (
+	"bytes"
+	"crypto/sha512"
+	"encoding/hex"
+	"io/fs"
+	"os"
+	"sort"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"pier/internal/chain"
+	"pier/internal/oci"
+)
+
+// An inventory is what is here at one time. It is made for a hundred thousand files: 100 bytes for each.
+type inventory struct {
+	items  []item // sorted by key
+	images []image
+}
+
+// An item is content.
+type item struct {
+	key    key
+	size   int64 // bytes
+	kept   int64 // Unix time in nanoseconds, as used
+	used   int64
+	needed int32 // how many images need it
+}
+
+// A key is a digest: its algorithm, then its value.
+type key [1 + sha512.Size]byte
+
+func keyOf(d oci.Digest) (k key) {
+	if d.Algorithm() == digest.SHA512 {
+		k[0] = 1
+	}
+	_, _ = hex.Decode(k[1:], []byte(d.Encoded())) // it was parsed
+	return k
+}
+
+func (k *key) digest() oci.Digest {
+	if k[0] == 1 {
+		return digest.NewDigestFromBytes(digest.SHA512, k[1:])
+	}
+	return digest.NewDigestFromBytes(digest.SHA256, k[1:1+digest.SHA256.Size()])
+}
+
+// An image is what goes or stays together: a manifest that has a name, or that nothing refers to, with all it refers to.
+type image struct {
+	content []int32 // items; its root is the first
+	used    int64   // of the latest of its manifests
+}
+
+// find returns which item a digest is.
+func (v *inventory) find(d oci.Digest) (int32, bool) {
+	if _, err := oci.ParseDigest(d.String()); err != nil {
+		return 0, false
+	}
+	want := keyOf(d)
+	i := sort.Search(len(v.items), func(i int) bool { return bytes.Compare(v.items[i].key[:], want[:]) >= 0 })
+	return int32(i), i < len(v.items) && v.items[i].key == want
+}
+
+// inventory finds out what is here, and counts it. Content that no image needs, such as a blob asked for alone, is an image of its own.
+func (k *Cache) inventory() (*inventory, error) {
+	_, blobs := k.Size()
+	v := &inventory{items: make([]item, 0, blobs)}
+	var total int64
+	if err := k.each(func(d oci.Digest, info fs.FileInfo) {
+		kept := info.ModTime().UnixNano()
+		v.items = append(v.items, item{key: keyOf(d), size: info.Size(), kept: kept, used: kept})
+		total += info.Size()
+	}); err != nil {
+		return nil, err
+	}
+	sort.Slice(v.items, func(i, j int) bool { return bytes.Compare(v.items[i].key[:], v.items[j].key[:]) < 0 })
+	k.bytes.Store(total) // whatever happened to the directory meanwhile, this is what is there
+	k.blobs.Store(int64(len(v.items)))
+	if err := k.uses(v); err != nil {
+		return nil, err
+	}
+	for _, root := range k.roots() {
+		if i, ok := v.find(root); ok {
+			v.add(k.image(v, i))
+		}
+	}
+	k.orphans(v)
+	return v, nil
+}
+
+// roots returns the manifests that have a name.
+func (k *Cache) roots() []oci.Digest {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	seen := make(map[oci.Digest]bool, len(k.index))
+	list := make([]oci.Digest, 0, len(k.index))
+	for _, e := range k.index {
+		if !seen[e.Digest] {
+			seen[e.Digest] = true
+			list = append(list, e.Digest)
+		}
+	}
+	return list
+}
+
+func (v *inventory) add(img image) {
+	for _, i := range img.content {
+		v.items[i].needed++
+	}
+	v.images = append(v.images, img)
+}
+
+// orphans adds what has no name. A manifest without one, as a crash may leave it, still holds its image together: so larger ones first.
+func (k *Cache) orphans(v *inventory) {
+	var orphans []image
+	for i := range v.items {
+		if v.items[i].needed == 0 && v.items[i].size <= oci.MaxManifest {
+			if img := k.image(v, int32(i)); len(img.content) > 1 {
+				orphans = append(orphans, img)
+			}
+		}
+	}
+	sort.Slice(orphans, func(i, j int) bool { return len(orphans[i].content) > len(orphans[j].content) })
+	for _, img := range orphans {
+		if v.items[img.content[0]].needed == 0 {
+			v.add(img)
+		}
+	}
+	for i := range v.items {
+		if it := &v.items[i]; it.needed == 0 {
+			v.add(image{[]int32{int32(i)}, it.used})
+		}
+	}
+}
+
+// image follows a manifest to all that is here of what it refers to. Indexes may be nested, or even refer to each other.
+func (k *Cache) image(v *inventory, root int32) image {
+	img := image{content: []int32{root}}
+	seen := map[int32]bool{root: true}
+	visit := func(d oci.Digest) (i int32, isNew bool) {
+		i, here := v.find(d)
+		if !here || seen[i] {
+			return i, false
+		}
+		seen[i] = true
+		img.content = append(img.content, i)
+		return i, true
+	}
+	for queue := []int32{root}; len(queue) > 0; queue = queue[1:] {
+		it := &v.items[queue[0]]
+		img.used = max(img.used, it.used)
+		if it.size > oci.MaxManifest {
+			continue
+		}
+		info, _, err := k.files.Manifest(k.c.Dir, it.key.digest())
+		if err != nil {
+			continue // a blob, or damaged: what it referred to is judged on its own
+		}
+		for _, b := range info.Blobs {
+			visit(b.Digest)
+		}
+		for _, m := range info.Manifests {
+			if i, isNew := visit(m.Digest); isNew {
+				queue = append(queue, i)
+			}
+		}
+	}
+	return img
+}
+
+// uses sets when content was last used.
+func (k *Cache) uses(v *inventory) error {
+	return chain.ReadDir(k.path("pier", "used"), func(e fs.DirEntry) {
+		d, err := oci.ParseDigest(strings.Replace(e.Name(), "-", ":", 1))
+		if err != nil {
+			return
+		}
+		i, here := v.find(d)
+		if !here {
+			_ = os.Remove(k.path("pier", "used", e.Name())) // it is in nobody's way
+			return
+		}
+		if info, err := e.Info(); err == nil {
+			v.items[i].used = max(v.items[i].used, info.ModTime().UnixNano())
+		}
+	})
+}
