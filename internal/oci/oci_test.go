@@ -68,7 +68,12 @@ func TestParseReference(t *testing.T) {
 // The scanners do what the specifications' own expressions say.
 func FuzzScanners(f *testing.F) {
 	tag := regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-	for _, s := range []string{sum256, sum512, "v1", "_", ".a", "a.", "a\n", strings.Repeat("x", 128), strings.Repeat("x", 129), "sha256:" + strings.Repeat("A", 64)} {
+	repository := regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
+	registry := regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*\.?|\[[a-fA-F0-9:.]+\])(?::[0-9]{1,5})?$`)
+	for _, s := range []string{
+		"a/b", "a__b", "a___b", "a--b/c", "a.-b", "a..b", "a_.b", "/a", "a/", "a//b", "-a", "a-", "a/_b", "a-/b", "A", "a_b__c---d.e/f0",
+		"Registry.test:5000", "a.b.:1", "a..b", "[::1]:5000", "[::1]", "[]", "[::g]", "[1", "a:", "a:123456", "a-.b", "-a.b", "a:b", "a]", ":1", ".", "",
+		sum256, sum512, "v1", "_", ".a", "a.", "a\n", strings.Repeat("x", 128), strings.Repeat("x", 129), "sha256:" + strings.Repeat("A", 64)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -79,6 +84,12 @@ func FuzzScanners(f *testing.F) {
 		}
 		if got, want := validTag(s), tag.MatchString(s); got != want {
 			t.Errorf("tag %q: valid %v, want %v", s, got, want)
+		}
+		if got, want := validRepository(s), repository.MatchString(s); got != want {
+			t.Errorf("repository %q: valid %v, want %v", s, got, want)
+		}
+		if got, want := validRegistry(s), registry.MatchString(s); got != want {
+			t.Errorf("registry %q: valid %v, want %v", s, got, want)
 		}
 	})
 }

@@ -4,7 +4,6 @@ import (
 	_ "crypto/sha256" // the algorithms that go-digest finds registered
 	_ "crypto/sha512"
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -81,12 +80,60 @@ func (r Reference) WithDigest(d Digest) Reference {
 	return r
 }
 
-// The grammar of the distribution specification, and of its host[:port] in practice: a name, an IPv4 address or an
-// IPv6 address in brackets.
-var (
-	repositoryRE = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
-	registryRE   = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*\.?|\[[a-fA-F0-9:.]+\])(?::[0-9]{1,5})?$`)
-)
+// The grammar is that of the distribution specification, and of its host[:port] in practice: a name, an IPv4 address or an IPv6 address in
+// brackets. It is scanned for each request, for which regular expressions take ten times as long.
+
+// validRepository reports whether s is words between slashes, with one dot, one or two underscores, or any number of dashes within them.
+func validRepository(s string) bool {
+	word, separators := false, 0 // the byte before belongs to a word; or so many separators are before
+	for i := range len(s) {
+		switch c := s[i]; {
+		case '0' <= c && c <= '9' || 'a' <= c && c <= 'z':
+			word, separators = true, 0
+		case c == '/' && word:
+			word = false
+		case c != '.' && c != '_' && c != '-', !word && separators == 0:
+			return false
+		case separators > 0 && (c != s[i-1] || c == '.' || c == '_' && separators == 2):
+			return false
+		default:
+			word = false
+			separators++
+		}
+	}
+	return word
+}
+
+func validRegistry(s string) bool {
+	host, port := s, ""
+	if i := strings.IndexByte(s, ':'); i >= 0 {
+		host, port = s[:i], s[i:]
+	}
+	if rest, ok := strings.CutPrefix(s, "["); ok {
+		host, port, ok = strings.Cut(rest, "]")
+		if !ok || host == "" || strings.Trim(host, "0123456789abcdefABCDEF:.") != "" {
+			return false
+		}
+	} else if !validHost(host) {
+		return false
+	}
+	return port == "" || port[0] == ':' && len(port) >= 2 && len(port) <= 6 && strings.Trim(port[1:], "0123456789") == ""
+}
+
+// validHost reports whether s is labels with a dot between, and perhaps one at the end, that neither begin nor end with a dash.
+func validHost(s string) bool {
+	s = strings.TrimSuffix(s, ".")
+	before := byte('.')
+	for i := range len(s) {
+		c := s[i]
+		alphanumeric := '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+		if !alphanumeric && (c != '-' && c != '.' || before == '.' || c == '.' && before == '-') {
+			return false
+		}
+		before = c
+	}
+	return before != '.' && before != '-'
+}
 
 // maxTag is the longest tag, in bytes.
 const maxTag = 128
@@ -108,10 +155,10 @@ const maxName = 255
 // Validate returns an error wrapping [ErrNameInvalid], [ErrTagInvalid] or [ErrDigestInvalid] if a field is malformed,
 // or if the reference names nothing.
 func (r Reference) Validate() error {
-	if !registryRE.MatchString(r.Registry) {
+	if !validRegistry(r.Registry) {
 		return fmt.Errorf("registry %.80q: %w", r.Registry, ErrNameInvalid)
 	}
-	if len(r.Registry)+len(r.Repository) > maxName || !repositoryRE.MatchString(r.Repository) {
+	if len(r.Registry)+len(r.Repository) > maxName || !validRepository(r.Repository) {
 		return fmt.Errorf("repository %.80q: %w", r.Repository, ErrNameInvalid)
 	}
 	if r.Tag != "" && (r.Kind != Manifest || !validTag(r.Tag)) {
