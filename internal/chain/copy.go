@@ -21,24 +21,19 @@ type Target interface {
 // CopyOptions say how an image is copied.
 type CopyOptions struct {
 	ImageOptions
-	Jobs int           // blobs that are copied at once; 0: 1
-	Done func(int64)   // told of bytes that were copied; nil: nobody is
-	As   oci.Reference // what it is called there; zero: as it is here
+	Jobs  int           // blobs that are copied at once; 0: 1
+	Total func(int64)   // told of the bytes of all blobs before the first is copied; nil: nobody is
+	Done  func(int64)   // told of bytes that were copied; nil: nobody is
+	As    oci.Reference // what it is called there; zero: as it is here
 }
 
 // Copy copies an image to a store: blobs that are not there, then manifests, each after what it names, then the name. What src gives must be
 // proven, see [Verified].
 func Copy(ctx context.Context, to Target, src oci.Source, ref oci.Reference, opt CopyOptions) (*Image, error) {
-	img, err := ReadImage(ctx, src, ref, opt.ImageOptions)
+	img, err := each(ctx, src, ref, opt, func(ctx context.Context, b v1.Descriptor) error {
+		return copyContent(ctx, to, src, ref, oci.Blob, b, opt.Done)
+	})
 	if err != nil {
-		return nil, err
-	}
-	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(max(opt.Jobs, 1))
-	for _, b := range img.Blobs {
-		group.Go(func() error { return copyContent(gctx, to, src, ref, oci.Blob, b, opt.Done) })
-	}
-	if err := group.Wait(); err != nil {
 		return nil, err
 	}
 	for _, m := range img.Manifests {
@@ -52,7 +47,7 @@ func Copy(ctx context.Context, to Target, src oci.Source, ref oci.Reference, opt
 	}
 	name := func(tag string, d v1.Descriptor) error {
 		named := oci.Reference{Registry: as.Registry, Repository: as.Repository, Kind: oci.Manifest, Tag: tag}
-		return to.Tag(ctx, named, oci.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size})
+		return to.Tag(ctx, named, oci.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, Source: img.Source})
 	}
 	for tag, d := range img.Tags {
 		if err := name(tag, d); err != nil {
@@ -63,6 +58,47 @@ func Copy(ctx context.Context, to Target, src oci.Source, ref oci.Reference, opt
 		return img, nil
 	}
 	return img, name(as.Tag, img.Root)
+}
+
+// Fetch reads an image and all that belongs to it from src, so that src has it from then on, as a source does that keeps what it fetches. What here
+// has is not read.
+func Fetch(ctx context.Context, src, here oci.Source, ref oci.Reference, opt CopyOptions) (*Image, error) {
+	return each(ctx, src, ref, opt, func(ctx context.Context, b v1.Descriptor) error {
+		named := oci.Reference{Registry: ref.Registry, Repository: ref.Repository, Kind: oci.Blob, Digest: b.Digest}
+		if desc, err := here.Resolve(ctx, named); err == nil && desc.Missing == 0 {
+			if opt.Done != nil {
+				opt.Done(b.Size)
+			}
+			return nil
+		}
+		rc, _, err := src.Open(ctx, named, 0, -1)
+		if err != nil {
+			return err
+		}
+		defer rc.Close()
+		return drain(ctx, &counted{rc, opt.Done})
+	})
+}
+
+// each reads an image, and calls do for its blobs.
+func each(ctx context.Context, src oci.Source, ref oci.Reference, opt CopyOptions, do func(context.Context, v1.Descriptor) error) (*Image, error) {
+	img, err := ReadImage(ctx, src, ref, opt.ImageOptions)
+	if err != nil {
+		return nil, err
+	}
+	if opt.Total != nil {
+		total := int64(0)
+		for _, b := range img.Blobs {
+			total += b.Size
+		}
+		opt.Total(total)
+	}
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(max(opt.Jobs, 1))
+	for _, b := range img.Blobs {
+		group.Go(func() error { return do(gctx, b) })
+	}
+	return img, group.Wait()
 }
 
 func copyContent(ctx context.Context, to Target, src oci.Source, ref oci.Reference, kind oci.Kind, d v1.Descriptor, done func(int64)) error {

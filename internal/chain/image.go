@@ -24,6 +24,7 @@ type ImageOptions struct {
 // An Image is all that belongs to one reference, but for the content of blobs.
 type Image struct {
 	Root      v1.Descriptor
+	Source    string                         // what supplied it, see [oci.Descriptor]
 	Manifests []Manifest                     // each after those that it names
 	Blobs     []v1.Descriptor                // each once, by digest
 	Tags      map[string]v1.Descriptor       // manifests that refer to others by a tag made of a digest, as cosign names signatures
@@ -50,6 +51,7 @@ func ReadImage(ctx context.Context, src oci.Source, ref oci.Reference, opt Image
 	if err != nil {
 		return nil, err
 	}
+	r.Source = root.Source
 	r.Root = v1.Descriptor{MediaType: root.MediaType, Digest: root.Digest, Size: root.Size}
 	chosen, err := r.manifest(ctx, r.Root, 0)
 	if err != nil {

@@ -239,3 +239,10 @@ func ParseRate(text string) (int64, error) {
 	err := r.Set(text)
 	return int64(r), err
 }
+
+// ParseSize returns the number of bytes that a text such as 500MB or 10GiB says.
+func ParseSize(text string) (int64, error) {
+	var s size
+	err := s.Set(text)
+	return int64(s), err
+}

@@ -46,6 +46,7 @@ var imports = map[string][]string{
 	"internal/setup":           {},
 	"internal/bucket":          {"internal/oci"},
 	"internal/snapshot":        {"internal/oci", "internal/chain", "internal/bucket"},
+	"internal/load":            {"internal/oci"},
 
 	"msgpack/codec": {},
 	"dns":           {},

@@ -134,9 +134,18 @@ func (n *Node) wire() error {
 		Metrics:   n.metrics,
 	})
 	handler := registry.Config{Name: n.name, Local: here, DefaultRegistry: n.cfg.DefaultRegistry, Log: n.log, Metrics: n.metrics}
-	node, peer := handler, handler
+	return n.openDoors(handler, listed{chain.Limited(offered, limiter(n.cfg.PeerRate)), local})
+}
+
+// openDoors puts the chains behind the doors: what the node can get behind its own, and behind that of peers what is offered to them.
+func (n *Node) openDoors(handler registry.Config, offered oci.Source) error {
+	peer := handler
+	if n.upstreams == nil {
+		handler.Missing = "this node is air-gapped and asks no registry; pier load brings what it is to have"
+	}
+	node := handler
 	node.Door, node.Source, node.PassAuthorization, node.API = "node", n.full, true, n.api("node")
-	peer.Door, peer.Source, peer.API = "peer", listed{chain.Limited(offered, limiter(n.cfg.PeerRate)), local}, n.api("peer")
+	peer.Door, peer.Source, peer.API = "peer", offered, n.api("peer")
 	peer.Slots = n.slots()
 
 	nodeTLS, err := n.nodeTLS()
@@ -154,6 +163,7 @@ func (n *Node) wire() error {
 	if n.forward.proxy != nil {
 		n.doors = append(n.doors, &door{name: "proxy", addr: n.cfg.ProxyListen, handler: n.forward.proxy, drain: n.forward.proxy.Shutdown})
 	}
+	n.openControl()
 	n.doors = slices.DeleteFunc(n.doors, func(d *door) bool { return d.addr == "" })
 	return nil
 }
@@ -182,8 +192,8 @@ type listed struct {
 	oci.Lister
 }
 
-// ownCacheDir is where a node keeps images when there is neither a runtime nor a configured directory.
-func ownCacheDir() string {
+// OwnCacheDir is where a node keeps images when there is neither a runtime nor a configured directory.
+func OwnCacheDir() string {
 	if dir, err := os.UserCacheDir(); err == nil {
 		return filepath.Join(dir, "pier", "images")
 	}

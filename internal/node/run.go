@@ -10,10 +10,13 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A stop takes at most drainFor for what is being served and releaseFor for transfers: under ten seconds together, which
@@ -36,8 +39,7 @@ type door struct {
 }
 
 func (d *door) open(ctx context.Context, log *slog.Logger) error {
-	var conf net.ListenConfig
-	l, err := conf.Listen(ctx, "tcp", d.addr)
+	l, err := listen(ctx, d.addr)
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
 			return fmt.Errorf("%s door: %s is in use; stop what listens there or set %s%w", d.name, d.addr, d.flag(), quiet{err})
@@ -56,6 +58,62 @@ func (d *door) open(ctx context.Context, log *slog.Logger) error {
 	}
 	return nil
 }
+
+// unixPrefix begins the address of a Unix socket, before its path.
+const unixPrefix = "unix:"
+
+// listen listens on host:port, or a Unix socket that only this user may open, where none is that answers.
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	var conf net.ListenConfig
+	path, ok := strings.CutPrefix(addr, unixPrefix)
+	if !ok {
+		return conf.Listen(ctx, "tcp", addr)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	short := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)) // the address of a socket has 107 bytes at most
+	conf.Control = func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) }) // it is made with these permissions
+		return errors.Join(err, failed)
+	}
+	l, err := conf.Listen(ctx, "unix", short)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		if c, dialled := new(net.Dialer).DialContext(ctx, "unix", short); dialled == nil {
+			c.Close()
+			return nil, err
+		}
+		if err = os.Remove(path); err == nil { // whoever had it is gone
+			l, err = conf.Listen(ctx, "unix", short)
+		}
+	}
+	if u, ok := l.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false) // by the short name it cannot be
+		return socket{u, path}, nil
+	}
+	return nil, err
+}
+
+// A socket is a listener that takes its name away when it is closed.
+type socket struct {
+	*net.UnixListener
+	path string
+}
+
+// Close implements [net.Listener].
+func (s socket) Close() error {
+	err := s.UnixListener.Close()
+	if err == nil { // the first time: another may have the name by then
+		err = os.Remove(s.path)
+	}
+	return err
+}
+
+// Addr implements [net.Listener].
+func (s socket) Addr() net.Addr { return &net.UnixAddr{Name: s.path, Net: "unix"} }
 
 // quiet is an error that has been said in other words.
 type quiet struct{ error }

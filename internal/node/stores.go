@@ -44,7 +44,7 @@ func (n *Node) openStores(ctx context.Context) error {
 		return err
 	}
 	if len(n.stores.containerds) == 0 && n.stores.docker == nil && !n.stores.silent && n.cfg.CacheDir == "" {
-		n.cfg.CacheDir = ownCacheDir()
+		n.cfg.CacheDir = OwnCacheDir()
 		n.log.InfoContext(ctx, "no container runtime found: keeping images in a cache directory of its own", "dir", n.cfg.CacheDir)
 	}
 	return nil

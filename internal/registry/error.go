@@ -98,6 +98,9 @@ func (h *handler) fail(w *response, r *http.Request, rt route, err error) (statu
 	if w.started {
 		return a.status, true
 	}
+	if h.Missing != "" && errors.Is(err, oci.ErrNotFound) {
+		a.message += ": " + h.Missing
+	}
 	w.source = ""
 	header := w.rw.Header()
 	for _, name := range []string{"Accept-Ranges", "Cache-Control", "Content-Range", "Docker-Content-Digest", "Etag", "Link", missingHeader, "Vary", "Warning"} {

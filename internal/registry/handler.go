@@ -40,6 +40,9 @@ type Config struct {
 	// at once, so that whoever asks finds another node. 0: any number.
 	Slots int
 
+	// Missing is said to clients beside that something is not there, and why that may be. Empty: nothing.
+	Missing string
+
 	// Name is what this node calls itself in the Via header of its own requests. A request that came through this node
 	// already is answered 404: whoever sent it is waited for. Empty: no request is known to have.
 	Name string
