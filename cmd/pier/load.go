@@ -180,9 +180,6 @@ func (l *loader) counting(result *loaded) chain.CopyOptions {
 
 // archive loads the images of an archive.
 func (l *loader) archive(ctx context.Context, item load.Item) error {
-	if l.keeper.cache == nil {
-		return errors.New("a node runs on this cache: archives can be loaded while it does not")
-	}
 	archive, err := load.Open(ctx, item.File, l.unnamed)
 	if err != nil {
 		return err
@@ -192,7 +189,11 @@ func (l *loader) archive(ctx context.Context, item load.Item) error {
 		result := loaded{Image: ref.String(), From: item.Text}
 		opt := l.counting(&result)
 		opt.Sparse = true
-		img, err := chain.Copy(ctx, l.keeper.cache, chain.Verified(archive), ref, opt)
+		var to chain.Target = l.keeper.cache
+		if l.keeper.cache == nil {
+			to = pusher{&l.keeper, ref}
+		}
+		img, err := chain.Copy(ctx, to, chain.Verified(archive), ref, opt)
 		if err != nil {
 			return fmt.Errorf("%s: %w", ref, err)
 		}

@@ -50,6 +50,8 @@ type Cache struct {
 
 	files chain.Blobs
 
+	writing sync.Mutex // held while the index is written
+
 	mu       sync.Mutex // guards all below
 	index    map[string]entry
 	pending  map[string]oci.Digest   // names of manifests that are not here yet

@@ -74,8 +74,10 @@ func (k *Cache) loadIndex() error {
 	return k.writeIndex()
 }
 
-// writeIndex writes index.json if it changed.
+// writeIndex writes index.json if it changed. Once it returns, what was named before it was called is on disk.
 func (k *Cache) writeIndex() error {
+	k.writing.Lock()
+	defer k.writing.Unlock()
 	k.mu.Lock()
 	if !k.dirty {
 		k.mu.Unlock()
@@ -128,11 +130,30 @@ func (k *Cache) names(ref oci.Reference, desc oci.Descriptor) bool {
 	name := nameOf(ref)
 	_, waits := k.pending[name]
 	e := k.index[name]
-	return e.Digest == desc.Digest && !waits && (e.Source == desc.Source || desc.Source != SourcePush)
+	return e.Digest == desc.Digest && !waits && (e.Source == desc.Source || !precious(desc.Source))
 }
 
-// Tag implements [oci.Tagger]. A tag of a manifest that is not here takes effect when the manifest comes.
+// Tag implements [oci.Tagger]. A tag of a manifest that is not here takes effect when the manifest comes. What nobody else may
+// have is on disk when it returns; other names are asked for again after a crash.
 func (k *Cache) Tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor) error {
+	err := k.tag(ctx, ref, desc)
+	if err != nil || !precious(desc.Source) {
+		return err
+	}
+	if info, _, err := k.files.Manifest(k.c.Dir, desc.Digest); err == nil {
+		var parts []string // they were pushed by digest, and are part of it now
+		for _, m := range info.Manifests {
+			parts = append(parts, ref.Name()+"@"+m.Digest.String())
+		}
+		if ref.Tag != "" {
+			parts = append(parts, ref.Name()+"@"+desc.Digest.String())
+		}
+		k.unname(parts)
+	}
+	return k.writeIndex()
+}
+
+func (k *Cache) tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor) error {
 	if k.names(ref, desc) {
 		return nil
 	}

@@ -22,11 +22,17 @@ type Image struct {
 	Alone     int64      `json:"alone"`               // of those, bytes that nothing else needs
 	Kept      time.Time  `json:"kept"`                // when its manifest came
 	Used      time.Time  `json:"used"`                // when it was last asked for
-	Source    string     `json:"source,omitempty"`    // what supplied it: a registry's host, "peer", or [SourcePush]
+	Source    string     `json:"source,omitempty"`    // what supplied it: a registry's host, "peer", [SourcePush] or [SourceArchive]
 }
 
-// SourcePush is the Source of an image that a client pushed: nobody else may have it.
-const SourcePush = "push"
+// Sources of images that nobody else may have: a client pushed them, or they were loaded from an archive.
+const (
+	SourcePush    = "push"
+	SourceArchive = "archive"
+)
+
+// precious reports whether what came from a source stays until somebody names it.
+func precious(source string) bool { return source == SourcePush || source == SourceArchive }
 
 // Images returns what is here, by name; what has no name comes last, by digest. Patterns choose by names, see [Match]; none: all.
 func (k *Cache) Images(_ context.Context, patterns []string) ([]Image, error) {
@@ -52,8 +58,8 @@ func (k *Cache) Images(_ context.Context, patterns []string) ([]Image, error) {
 type described struct {
 	Image
 	*image
-	pushed map[string]bool // of its names, those that were pushed
-	keeps  bool            // some of its names
+	precious map[string]bool // of its names, those that go only if they are said
+	keeps    bool            // some of its names
 }
 
 // describe returns the images of an inventory, in the order of Images.
@@ -68,16 +74,16 @@ func (k *Cache) describe(v *inventory) []described {
 		img := &v.images[n]
 		root := &v.items[img.content[0]]
 		d := Image{Names: []string{}, Digest: root.key.digest(), Kept: time.Unix(0, root.kept), Used: time.Unix(0, img.used)}
-		var pushed map[string]bool
+		var only map[string]bool
 		if known := names[d.Digest]; known != nil {
 			sort.Strings(known)
 			d.Names, d.MediaType, d.Source = known, k.index[known[0]].MediaType, k.index[known[0]].Source
 			for _, name := range known {
-				if k.index[name].Source == SourcePush {
-					if pushed == nil {
-						pushed = make(map[string]bool)
+				if precious(k.index[name].Source) {
+					if only == nil {
+						only = make(map[string]bool)
 					}
-					pushed[name], d.Source = true, SourcePush
+					only[name], d.Source = true, k.index[name].Source
 				}
 			}
 		}
@@ -87,7 +93,7 @@ func (k *Cache) describe(v *inventory) []described {
 				d.Alone += v.items[i].size
 			}
 		}
-		list[n] = described{d, img, pushed, false}
+		list[n] = described{d, img, only, false}
 	}
 	k.mu.Unlock()
 	sort.Slice(list, func(i, j int) bool {
@@ -100,7 +106,8 @@ func (k *Cache) describe(v *inventory) []described {
 	return list
 }
 
-// Prune says what goes: an image goes if all that is said lets it go. One that was pushed goes only by a pattern that is its name.
+// Prune says what goes: an image goes if all that is said lets it go. One that was pushed, or came from an archive,
+// goes only by a pattern that is its name.
 type Prune struct {
 	Patterns  []string      `json:"patterns,omitempty"`  // names that go, see [Match]; an image that has others stays. None: any
 	OlderThan time.Duration `json:"olderThan,omitempty"` // only what came longer ago
@@ -140,7 +147,7 @@ func (p *Prune) choose(images []described, now time.Time) []described {
 	for _, img := range images {
 		names := matching(p.Patterns, img.Names)
 		names = slices.DeleteFunc(names, func(name string) bool {
-			return stays[name] || img.pushed[name] && !slices.Contains(p.Patterns, name)
+			return stays[name] || img.precious[name] && !slices.Contains(p.Patterns, name)
 		})
 		switch {
 		case len(names) == 0 && (len(img.Names) > 0 || len(p.Patterns) > 0 || p.KeepLast > 0):
@@ -226,7 +233,7 @@ func (k *Cache) remove(v *inventory, list []described, most int64, dryRun bool) 
 // reads all manifests.
 const slack = 100 // a hundredth
 
-// evict deletes the least recently used images until the content fits. What was pushed stays.
+// evict deletes the least recently used images until the content fits. What nobody else may have stays.
 func (k *Cache) evict() error {
 	p, err := k.Prune(context.Background(), Prune{MaxBytes: k.c.MaxBytes - k.c.MaxBytes/slack})
 	if err != nil {
@@ -235,7 +242,7 @@ func (k *Cache) evict() error {
 	k.evicted.Add(int(p.Bytes))
 	k.c.Log.Info("cache was full, least recently used images evicted", "images", len(p.Images), "bytes", p.Bytes, "left", p.Left)
 	if p.Left > k.c.MaxBytes {
-		k.c.Log.Warn("what was pushed takes more than the cache may: remove some with pier prune, or allow more", "left", p.Left, "max", k.c.MaxBytes)
+		k.c.Log.Warn("what was pushed or came from archives takes more than the cache may: remove some with pier prune, or allow more", "left", p.Left, "max", k.c.MaxBytes)
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
+	"sort"
 	"sync"
 	"time"
 
@@ -22,6 +24,7 @@ type FreshConfig struct {
 	Content   oci.Source // opens and resolves digests
 	Local     oci.Source // what this node has: the last known answer for a tag
 	Authority oci.Source // the registries themselves; nil never to ask them
+	Own       oci.Source // tags that nobody knows but this node, as they were pushed to it; may be nil
 	Others    oci.Source // other nodes, for a tag that Local does not know while Authority cannot be asked; may be nil
 	Record    Recorder   // told what a tag names, whenever the authority said so to anybody who asks; may be nil
 
@@ -92,6 +95,11 @@ func (f *fresh) Open(ctx context.Context, ref oci.Reference, offset, length int6
 func (f *fresh) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
 	if ref.Digest != "" {
 		return f.c.Content.Resolve(ctx, ref)
+	}
+	if f.c.Own != nil {
+		if desc, err := f.c.Own.Resolve(ctx, ref); err == nil {
+			return desc, nil
+		}
 	}
 	if f.c.Authority == nil {
 		return f.offline(ctx, ref)
@@ -319,12 +327,41 @@ func (f *fresh) record(ctx context.Context, ref oci.Reference, desc oci.Descript
 
 // Tags implements [oci.Lister].
 func (f *fresh) Tags(ctx context.Context, registry, repository string) ([]string, error) {
-	return list(ctx, f, func(l oci.Lister, ctx context.Context) ([]string, error) { return l.Tags(ctx, registry, repository) })
+	ask := func(l oci.Lister, ctx context.Context) ([]string, error) { return l.Tags(ctx, registry, repository) }
+	all, err := list(ctx, f, ask)
+	mine := own(ctx, f, ask)
+	if len(mine) == 0 {
+		return all, err
+	}
+	all = append(all, mine...)
+	sort.Strings(all)
+	return slices.Compact(all), nil
 }
 
 // Referrers implements [oci.Lister].
 func (f *fresh) Referrers(ctx context.Context, ref oci.Reference) ([]v1.Descriptor, error) {
-	return list(ctx, f, func(l oci.Lister, ctx context.Context) ([]v1.Descriptor, error) { return l.Referrers(ctx, ref) })
+	ask := func(l oci.Lister, ctx context.Context) ([]v1.Descriptor, error) { return l.Referrers(ctx, ref) }
+	all, err := list(ctx, f, ask)
+	for _, d := range own(ctx, f, ask) {
+		err = nil
+		if !slices.ContainsFunc(all, func(have v1.Descriptor) bool { return have.Digest == d.Digest }) {
+			all = append(all, d)
+		}
+	}
+	return all, err
+}
+
+// own asks what was pushed to this node.
+func own[T any](ctx context.Context, f *fresh, ask func(oci.Lister, context.Context) ([]T, error)) []T {
+	l, ok := f.c.Own.(oci.Lister)
+	if !ok {
+		return nil
+	}
+	list, err := ask(l, ctx)
+	if err != nil {
+		return nil // it knows nothing of that
+	}
+	return list
 }
 
 // list asks the authority, and this node only if the authority cannot be asked.

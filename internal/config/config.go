@@ -32,6 +32,9 @@ type Config struct {
 	CacheDir         string   // OCI image layout to keep content in; "" for none
 	CacheMaxBytes    int64    // bytes kept in CacheDir before eviction; 0 means no limit
 
+	AcceptPush   bool   // clients of the node door may push, into the cache
+	PushHtpasswd string // file of those who may, as htpasswd -B writes it; "": whoever has a certificate
+
 	Upstreams       string        // file that says how to reach registries; "" for none
 	DefaultRegistry string        // registry of requests that name none, in the form of oci.Canonical
 	AllowUpstream   []string      // patterns of the registries that may be asked beside those in Upstreams; none: any with a public name

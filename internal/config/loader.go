@@ -57,6 +57,9 @@ func (l *Loader) declare() {
 	path(&c.CacheDir, "cache-dir", "keep what was pulled in this `directory`, an OCI image layout")
 	f.Var((*size)(&c.CacheMaxBytes), "cache-max-bytes", "evict the least recently used images above this `size`, for example 10GiB; 0 for no limit")
 
+	f.BoolVar(&c.AcceptPush, "accept-push", false, "keep what clients of the node door push, in the cache")
+	path(&c.PushHtpasswd, "push-htpasswd", "`file` of those who may push, with their passwords, as htpasswd -B writes it")
+
 	path(&c.Upstreams, "upstreams", "YAML `file` that says how to reach registries: credentials, TLS, mirrors")
 	f.StringVar(&c.DefaultRegistry, "default-registry", oci.DockerHub, "`registry` of requests that name none")
 	f.Var(&list{p: &c.AllowUpstream}, "allow-upstream", "allow only registries of this `pattern`, and those that --upstreams lists (repeatable; default any public name)")

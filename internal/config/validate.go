@@ -23,6 +23,12 @@ func (c *Config) validate(f *faults) {
 	if c.CacheMaxBytes > 0 && c.CacheDir == "" {
 		f.add([]string{"cache-max-bytes", "cache-dir"}, "cache-max-bytes limits nothing without a cache: give cache-dir too")
 	}
+	if c.AcceptPush && c.PushHtpasswd == "" && c.TLSClientCA == "" {
+		f.add([]string{"accept-push", "push-htpasswd", "tls-client-ca"}, "accept-push: say who may push: give push-htpasswd, or tls-client-ca for whoever has a certificate")
+	}
+	if c.PushHtpasswd != "" && !c.AcceptPush {
+		f.add([]string{"push-htpasswd", "accept-push"}, "push-htpasswd lets nobody push without accept-push: give that too")
+	}
 	if c.Pprof && c.MetricsListen == "" {
 		f.add([]string{"pprof", "metrics-listen"}, "pprof is served on the metrics address: give metrics-listen too")
 	}

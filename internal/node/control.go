@@ -14,6 +14,7 @@ import (
 	"pier/internal/cache"
 	"pier/internal/chain"
 	"pier/internal/oci"
+	"pier/internal/registry"
 )
 
 // ControlSocket returns where a node that keeps images in a directory is told what to do with them. Who may open it may do that: it is for the user
@@ -65,7 +66,30 @@ func (n *Node) controlHandler() http.Handler {
 			n.tellLoad(w, r, l)
 		}
 	})
+	mux.Handle("/v2/", registry.New(registry.Config{ // archives, as a command reads them
+		Source: n.whole, Push: n.cache, PushSource: cache.SourceArchive, Door: "control", Log: n.log, Metrics: n.metrics,
+	}))
 	return mux
+}
+
+// acceptPush has the node door keep what clients push, if that is wanted.
+func (n *Node) acceptPush(door *registry.Config) (err error) {
+	if !n.cfg.AcceptPush {
+		return nil
+	}
+	if n.cache == nil {
+		return errors.New("accept-push: there is no cache to keep it in: give cache-dir")
+	}
+	door.Push = n.cache
+	if n.cfg.PushHtpasswd == "" {
+		return nil // whoever is there showed a certificate
+	}
+	if door.Pushers, err = registry.NewPushers(n.cfg.PushHtpasswd); err != nil {
+		return err
+	}
+	pushers := door.Pushers
+	n.watch("push-htpasswd", func() []string { return []string{n.cfg.PushHtpasswd} }, func() error { return pushers.Reload(n.cfg.PushHtpasswd) })
+	return nil
 }
 
 // hear reads a request. What it asks for may take its time.

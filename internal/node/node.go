@@ -97,7 +97,9 @@ func (n *Node) wire() error {
 		made = making{n.stores.rebuilds, n.made, d}
 	}
 	var record chain.Recorder
+	var own oci.Source
 	if n.cache != nil {
+		own = n.cache.Pushed()
 		disk := chain.Once(n.log, "cache", n.cache)
 		found, record = append(found, disk), n.cache
 		engine.Store = kept{n.cache, disk}
@@ -126,6 +128,7 @@ func (n *Node) wire() error {
 	n.full = chain.Fresh(chain.FreshConfig{ // what this node can get
 		Content:   chain.First(n.log, chain.Resume(n.log, n.local, n.engine), n.engine),
 		Local:     local,
+		Own:       own,
 		Others:    n.peers.source.Names(),
 		Authority: registries,
 		Record:    record,
@@ -145,6 +148,9 @@ func (n *Node) openDoors(handler registry.Config, offered oci.Source) error {
 	}
 	node := handler
 	node.Door, node.Source, node.PassAuthorization, node.API = "node", n.full, true, n.api("node")
+	if err := n.acceptPush(&node); err != nil {
+		return err
+	}
 	peer.Door, peer.Source, peer.API = "peer", offered, n.api("peer")
 	peer.Slots = n.slots()
 

@@ -37,7 +37,16 @@ var classes = []struct {
 	class error
 	answer
 }{
-	{errMethod, answer{http.StatusMethodNotAllowed, "UNSUPPORTED", "only GET and HEAD are served here"}},
+	{errPusher, answer{http.StatusUnauthorized, "UNAUTHORIZED", "whoever pushes needs credentials of this node"}},
+	{errUpload, answer{http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "no such upload, or another connection is at it"}},
+	{errPiece, answer{http.StatusBadRequest, "BLOB_UPLOAD_INVALID", "malformed Content-Range"}},
+	{errContent, answer{http.StatusBadRequest, "DIGEST_INVALID", "the content is not what its digest says"}},
+	{errManifest, answer{http.StatusBadRequest, "MANIFEST_INVALID", "this is no manifest of the type that it is sent as"}},
+	{errParts, answer{http.StatusBadRequest, "MANIFEST_BLOB_UNKNOWN", "a blob or manifest that it names was not pushed, and cannot be had here"}},
+	{errLarge, answer{http.StatusRequestEntityTooLarge, "MANIFEST_INVALID", "the manifest is larger than 4 MiB"}},
+	{errFull, answer{http.StatusInsufficientStorage, "UNAVAILABLE", "this node's disk is full"}},
+	{errKept, answer{http.StatusInternalServerError, "UNAVAILABLE", "the content could not be kept; this node's log says why"}},
+	{errMethod, answer{http.StatusMethodNotAllowed, "UNSUPPORTED", "that method is not served here"}},
 	{errNoEndpoint, answer{http.StatusNotFound, "UNSUPPORTED", "no such endpoint"}},
 	{errAccept, answer{http.StatusBadRequest, "UNSUPPORTED", "malformed Accept header"}},
 	{errPage, answer{http.StatusBadRequest, "PAGINATION_NUMBER_INVALID", "n is not a number of tags"}},
@@ -109,9 +118,11 @@ func (h *handler) fail(w *response, r *http.Request, rt route, err error) (statu
 	var outside *rangeError
 	switch {
 	case a.status == http.StatusMethodNotAllowed:
-		header.Set("Allow", "GET, HEAD")
+		header.Set("Allow", h.allowed())
 	case a.status == http.StatusServiceUnavailable:
 		header.Set("Retry-After", "1")
+	case errors.Is(err, errPusher):
+		header.Set("Www-Authenticate", h.challenge(r, rt))
 	case a.status == http.StatusUnauthorized:
 		header.Set("Www-Authenticate", fmt.Sprintf("Basic realm=%q", rt.ref.Registry))
 	case errors.As(err, &outside):
@@ -122,6 +133,14 @@ func (h *handler) fail(w *response, r *http.Request, rt route, err error) (statu
 		return statusClientGone, true
 	}
 	return a.status, false
+}
+
+// allowed are the methods that are served, of something at least.
+func (h *handler) allowed() string {
+	if h.Push == nil {
+		return "GET, HEAD"
+	}
+	return "GET, HEAD, POST, PATCH, PUT, DELETE"
 }
 
 // body returns the error document of the distribution specification. Its detail is what the client asked for.

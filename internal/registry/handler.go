@@ -1,4 +1,4 @@
-// Package registry answers the pull half of the OCI Distribution API over an [oci.Source]. It knows HTTP: routes, media
+// Package registry answers the pull half of the OCI Distribution API over an [oci.Source], and, where it is given a [Receiver], the push half. It knows HTTP: routes, media
 // types, ranges, conditions, errors, and how to keep a connection moving. What there is, where it comes from and whether
 // its bytes are right, it leaves to the Source.
 //
@@ -35,6 +35,11 @@ type Config struct {
 	// ByHost says that the host of a request is the registry that is meant, as for a client that asked that registry, and whose
 	// request a proxy took.
 	ByHost bool
+
+	// Push keeps what clients push; nil: they cannot. Pushers may; nil: whoever reaches the handler.
+	Push       Receiver
+	Pushers    *Pushers
+	PushSource string // what Push is told as the Source of what is pushed; "push" if empty
 
 	// Slots is how many requests for content, GET of manifests and blobs, are served at once; those beyond are answered 503
 	// at once, so that whoever asks finds another node. 0: any number.
@@ -81,6 +86,9 @@ func newHandler(c Config) *handler {
 	if c.DefaultRegistry == "" {
 		c.DefaultRegistry = oci.DockerHub
 	}
+	if c.PushSource == "" {
+		c.PushSource = "push"
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -103,8 +111,15 @@ func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 
 	w := newResponse(rw, r, h.stall)
 	rw.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
-	rt, err := h.route(r)
-	if err == nil {
+	rt, target, pushes, err := h.parsePush(r)
+	if !pushes {
+		rt, err = h.route(r)
+	}
+	switch {
+	case err != nil:
+	case pushes:
+		err = h.push(r.Context(), w, r, rt, target)
+	default:
 		err = h.serve(w, r, rt)
 	}
 	if err == nil {
@@ -156,7 +171,7 @@ func (h *handler) serve(w *response, r *http.Request, rt route) error {
 	defer leave()
 	ctx := r.Context()
 	if h.PassAuthorization {
-		ctx = oci.WithAuthorization(ctx, r.Header.Get("Authorization"))
+		ctx = oci.WithAuthorization(ctx, h.authorization(r))
 		if rt.mirror {
 			ctx = oci.WithFallback(ctx)
 		}
@@ -168,7 +183,9 @@ func (h *handler) serve(w *response, r *http.Request, rt route) error {
 	ctx = oci.WithVia(ctx, via)
 	switch rt.endpoint {
 	case endpointBase:
-		return w.sendBytes(http.StatusOK, "application/json", []byte("{}"))
+		return h.base(w, r)
+	case endpointToken:
+		return h.tokens(w, r)
 	case endpointManifest:
 		return h.manifest(ctx, w, r, rt)
 	case endpointBlob:
@@ -184,6 +201,17 @@ func (h *handler) serve(w *response, r *http.Request, rt route) error {
 	default:
 		return errNoEndpoint
 	}
+}
+
+// authorization returns the client's credentials, unless they are meant for this node.
+func (h *handler) authorization(r *http.Request) string {
+	header := r.Header.Get("Authorization")
+	if h.Pushers != nil && header != "" {
+		if _, ours, _ := h.Pushers.who(r); ours {
+			return ""
+		}
+	}
+	return header
 }
 
 // logRequest writes the one line of a request. Status is what became of it, see fail; the query is left out: it may be signed.

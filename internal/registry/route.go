@@ -22,12 +22,14 @@ const (
 	endpointDigests
 	endpointNode
 	endpointAPI // what Config.API answers, but for node
-	endpoints   // how many there are
+	endpointUpload
+	endpointToken
+	endpoints // how many there are
 )
 
 // String returns the endpoint's label in metrics.
 func (e endpoint) String() string {
-	return [...]string{"other", "base", "manifest", "blob", "tags", "referrers", "digests", "node", "api"}[e]
+	return [...]string{"other", "base", "manifest", "blob", "tags", "referrers", "digests", "node", "api", "upload", "token"}[e]
 }
 
 // A route is a request understood: what it asks for, of which content.
@@ -63,7 +65,7 @@ func parseRouteOf(r *http.Request, registry string) (route, error) {
 	switch {
 	case err != nil || rt.endpoint == endpointBase:
 		return rt, err
-	case rt.endpoint >= endpointDigests:
+	case rt.endpoint >= endpointDigests: // tokens, too
 		return route{}, errNoEndpoint
 	}
 	rt.ref.Registry, rt.ref.Repository = oci.Canonical(registry, rt.name)
@@ -90,6 +92,10 @@ func parsePath(r *http.Request) (rt route, target string, err error) {
 	rest, ok := strings.CutPrefix(path, "/v2/")
 	if (ok && rest == "") || path == "/v2" {
 		rt.endpoint = endpointBase
+		return rt, "", nil
+	}
+	if ok && rest == "token" {
+		rt.endpoint = endpointToken
 		return rt, "", nil
 	}
 	if !ok {

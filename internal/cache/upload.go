@@ -1,0 +1,160 @@
+package cache
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"pier/internal/chain"
+	"pier/internal/oci"
+)
+
+// What a client pushes comes in pieces, into a file beside those of transfers. It is gone on with after a restart, and swept with the others.
+
+const uploadPrefix = "upload-"
+
+// StartUpload begins an upload, and returns its ID.
+func (k *Cache) StartUpload() (id string, err error) {
+	id = rand.Text()
+	f, err := os.OpenFile(k.path("pier", "partial", uploadPrefix+id), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return "", fmt.Errorf("cache: %w", err)
+	}
+	return id, f.Close()
+}
+
+// openUpload opens the file of an upload, which is the caller's alone until it is settled. An ID that is none, or that somebody is at, is
+// [oci.ErrNotFound].
+func (k *Cache) openUpload(id string) (*partial, error) {
+	missing := fmt.Errorf("cache: upload %.40q: %w", id, oci.ErrNotFound)
+	for _, c := range []byte(id) { // it becomes part of a path
+		if (c < 'A' || c > 'Z') && (c < '2' || c > '7') {
+			return nil, missing
+		}
+	}
+	name := uploadPrefix + id
+	k.mu.Lock()
+	_, taken := k.active[name]
+	if !taken {
+		k.active[name] = struct{}{}
+	}
+	k.mu.Unlock()
+	if taken {
+		return nil, missing
+	}
+	f, err := os.OpenFile(k.path("pier", "partial", name), os.O_RDWR, 0)
+	if err != nil {
+		k.settled(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = missing
+		}
+		return nil, err
+	}
+	return &partial{k, f, name}, nil
+}
+
+// Uploaded returns how many bytes of an upload are here.
+func (k *Cache) Uploaded(id string) (int64, error) {
+	p, err := k.openUpload(id)
+	if err != nil {
+		return 0, err
+	}
+	defer k.settled(p.name)
+	defer p.f.Close()
+	info, err := p.f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+// AppendUpload appends what r has, and returns how many bytes are here then, also with an error: they stay. If offset is not where it
+// was left, and not negative, the error wraps [oci.ErrRange].
+func (k *Cache) AppendUpload(id string, offset int64, r io.Reader) (size int64, err error) {
+	p, err := k.openUpload(id)
+	if err != nil {
+		return 0, err
+	}
+	defer k.settled(p.name)
+	defer p.f.Close()
+	if size, err = p.f.Seek(0, io.SeekEnd); err != nil {
+		return 0, err
+	}
+	if offset >= 0 && offset != size {
+		return size, fmt.Errorf("cache: upload at %d, not %d: %w", size, offset, oci.ErrRange)
+	}
+	n, err := io.Copy(p.f, r)
+	return size + n, err
+}
+
+// FinishUpload keeps an upload as the content of a digest. Whatever comes of that, the upload is over: with [oci.ErrDigestMismatch] if
+// it is other content.
+func (k *Cache) FinishUpload(id string, dgst oci.Digest) error {
+	p, err := k.openUpload(id)
+	if err != nil {
+		return err
+	}
+	defer p.f.Close()
+	h := dgst.Algorithm().Hash()
+	n, err := io.Copy(h, p.f)
+	if err == nil && !chain.Matches(h, dgst) {
+		err = fmt.Errorf("cache: upload of %s: %w", dgst, oci.ErrDigestMismatch)
+	}
+	if err != nil {
+		return errors.Join(err, p.Discard())
+	}
+	return p.Commit(oci.Reference{Kind: oci.Blob, Digest: dgst}, oci.Descriptor{Digest: dgst, Size: n})
+}
+
+// CancelUpload forgets an upload.
+func (k *Cache) CancelUpload(id string) error {
+	p, err := k.openUpload(id)
+	if err != nil {
+		return err
+	}
+	defer p.f.Close()
+	return p.Discard()
+}
+
+// Pushed is the part of the cache that clients pushed: what its tags name, this node alone knows.
+func (k *Cache) Pushed() oci.Source { return pushed{k} }
+
+type pushed struct{ *Cache }
+
+// Resolve implements [oci.Source].
+func (p pushed) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor, error) {
+	if e, ok := p.named(ref); !ok || e.Source != SourcePush {
+		return oci.Descriptor{}, fmt.Errorf("cache: %s was not pushed: %w", ref, oci.ErrNotFound)
+	}
+	return p.Cache.Resolve(ctx, ref)
+}
+
+// Tags implements [oci.Lister].
+func (p pushed) Tags(ctx context.Context, registry, repository string) ([]string, error) {
+	tags, err := p.Cache.Tags(ctx, registry, repository)
+	var list []string
+	for _, tag := range tags {
+		if e, ok := p.named(oci.Reference{Registry: registry, Repository: repository, Tag: tag}); ok && e.Source == SourcePush {
+			list = append(list, tag)
+		}
+	}
+	return list, err
+}
+
+// Referrers implements [oci.Lister].
+func (p pushed) Referrers(ctx context.Context, ref oci.Reference) ([]v1.Descriptor, error) {
+	all, err := p.Cache.Referrers(ctx, ref)
+	var list []v1.Descriptor
+	for _, d := range all {
+		if e, ok := p.named(oci.Reference{Registry: ref.Registry, Repository: ref.Repository, Digest: d.Digest}); ok && e.Source == SourcePush {
+			list = append(list, d)
+		}
+	}
+	return list, err
+}
