@@ -32,6 +32,8 @@ type Config struct {
 	CacheDir         string   // OCI image layout to keep content in; "" for none
 	CacheMaxBytes    int64    // bytes kept in CacheDir before eviction; 0 means no limit
 
+	ScrubRate int64 // bytes per second of CacheDir that are read to find what the disk lost; 0: it is not
+
 	AcceptPush   bool   // clients of the node door may push, into the cache
 	PushHtpasswd string // file of those who may, as htpasswd -B writes it; "": whoever has a certificate
 

@@ -42,7 +42,7 @@ func write(t *testing.T, name, content string) string {
 func defaults() config.Config {
 	return config.Config{
 		Listen: "127.0.0.1:5001", PeerListen: ":5000", MetricsListen: ":9090", ProxyListen: "127.0.0.1:3128", ProxyByDefault: true,
-		Stores: []string{config.StoreAuto}, LayerKeep: 1 << 30, RebuildCPU: 1, DataDir: dataDir(), DefaultRegistry: "docker.io",
+		Stores: []string{config.StoreAuto}, LayerKeep: 1 << 30, ScrubRate: 8e6, RebuildCPU: 1, DataDir: dataDir(), DefaultRegistry: "docker.io",
 		PullTimeout: time.Minute, TagTTL: 30 * time.Second,
 		MDNS: true, GossipListen: ":7946", Cluster: "pier", PeerSlots: 16, Fetchers: 1,
 		LogLevel: slog.LevelInfo, LogFormat: config.FormatText,
@@ -84,6 +84,7 @@ func TestLoad(t *testing.T) {
 				"--proxy-listen=[::1]:5", "--proxy-allow=10.0.0.1/8", "--proxy-allow=fd00::/8,192.0.2.1", "--intercept=a.test,*.b.test",
 				"--docker-socket=/ds", "--docker-root=/dr", "--layer-keep=2GiB", "--rebuild-cpu=2", "--data-dir=/d",
 				"--peer-slots=1", "--peer-rate=10MB/s", "--upstream-rate=512KiB", "--fetchers=8",
+				"--scrub-rate=1MB/s", "--accept-push", "--push-htpasswd=" + pem,
 				"--log-level=DEBUG", "--log-format=json", "--pprof",
 			},
 			want: everything(pem),
@@ -100,6 +101,7 @@ func TestLoad(t *testing.T) {
 				"PIER_ZONE=rack/4", "PIER_PEER_SLOTS=1", "PIER_PEER_RATE=10000000", "PIER_UPSTREAM_RATE=512KiB/s", "PIER_FETCHERS=8",
 				"PIER_PROXY_LISTEN=[::1]:5", "PIER_PROXY_ALLOW=10.0.0.1/8,fd00::/8, 192.0.2.1", "PIER_INTERCEPT=a.test,*.b.test",
 				"PIER_DOCKER_SOCKET=/ds", "PIER_DOCKER_ROOT=/dr", "PIER_LAYER_KEEP=2147483648", "PIER_REBUILD_CPU=2", "PIER_DATA_DIR=/d",
+				"PIER_SCRUB_RATE=1MB", "PIER_ACCEPT_PUSH=1", "PIER_PUSH_HTPASSWD=" + pem,
 				"PIER_LOG_LEVEL=debug", "PIER_LOG_FORMAT=json", "PIER_PPROF=true",
 			},
 			want: everything(pem),
@@ -147,6 +149,9 @@ peer-slots: 1
 peer-rate: 10MB
 upstream-rate: 524288
 fetchers: 8
+scrub-rate: 1000000
+accept-push: true
+push-htpasswd: *pem
 log-level: debug
 log-format: json
 pprof: "true"
@@ -222,6 +227,7 @@ func everything(pem string) func(*config.Config) {
 			},
 			DockerSocket: "/ds", DockerRoot: "/dr", LayerKeep: 2 << 30, RebuildCPU: 2, DataDir: "/d",
 			PeerSlots: 1, PeerRate: 10e6, UpstreamRate: 512 << 10, Fetchers: 8,
+			ScrubRate: 1e6, AcceptPush: true, PushHtpasswd: pem,
 			TagTTL: time.Millisecond, AirGapped: true, TLSCert: pem, TLSKey: pem, TLSClientCA: pem,
 			LogLevel: slog.LevelDebug, LogFormat: config.FormatJSON, Pprof: true,
 		}

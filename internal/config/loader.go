@@ -57,6 +57,8 @@ func (l *Loader) declare() {
 	path(&c.CacheDir, "cache-dir", "keep what was pulled in this `directory`, an OCI image layout")
 	f.Var((*size)(&c.CacheMaxBytes), "cache-max-bytes", "evict the least recently used images above this `size`, for example 10GiB; 0 for no limit")
 
+	c.ScrubRate = 8e6
+	f.Var((*rate)(&c.ScrubRate), "scrub-rate", "read what the cache has at this `rate`, over and over, to find what the disk lost before somebody asks for it; 0 to leave that to those who ask")
 	f.BoolVar(&c.AcceptPush, "accept-push", false, "keep what clients of the node door push, in the cache")
 	path(&c.PushHtpasswd, "push-htpasswd", "`file` of those who may push, with their passwords, as htpasswd -B writes it")
 

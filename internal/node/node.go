@@ -41,6 +41,7 @@ type Node struct {
 	stores    stores
 	forward   forward
 	cache     *cache.Cache         // nil without a cache
+	disk      oci.Source           // the cache, proven
 	upstreams *upstream.Registries // nil if air-gapped
 	engine    *transfer.Engine
 	peers     peers
@@ -101,6 +102,7 @@ func (n *Node) wire() error {
 	if n.cache != nil {
 		own = n.cache.Pushed()
 		disk := chain.Once(n.log, "cache", n.cache)
+		n.disk = disk
 		found, record = append(found, disk), n.cache
 		engine.Store = kept{n.cache, disk}
 		if engine.Spool != nil {

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"pier/internal/chain"
 )
 
 // A stop takes at most drainFor for what is being served and releaseFor for transfers: under ten seconds together, which
@@ -25,6 +27,9 @@ const (
 	drainFor   = 7 * time.Second
 	releaseFor = 2 * time.Second
 )
+
+// scrubPause is how long after all of the cache was read it is read again.
+const scrubPause = time.Hour
 
 // A door is a listener and what answers there.
 type door struct {
@@ -188,6 +193,10 @@ func (n *Node) Run(ctx context.Context) error {
 	if n.peers.group != nil {
 		work(n.peers.group.Run)
 		work(n.announce)
+	}
+	if n.cache != nil && n.cfg.ScrubRate > 0 {
+		scrubbed := n.metrics.NewCounter("pier_scrubbed_bytes_total")
+		work(chain.Scrubber{Source: n.disk, Rate: n.cfg.ScrubRate, Pause: scrubPause, Log: n.log, Read: func(bytes int) { scrubbed.Add(bytes) }}.Run)
 	}
 	work(n.reload)
 	n.ready(ctx)
