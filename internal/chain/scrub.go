@@ -52,11 +52,13 @@ func (s Scrubber) Run(ctx context.Context) error {
 		// In any order: whoever is restarted each day gets to all of it, too.
 		rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 		for _, d := range list {
+			select {
+			case <-ctx.Done():
+				return nil
+			default:
+			}
 			if err := s.one(ctx, o, d, buf); err != nil && ctx.Err() == nil {
 				s.Log.WarnContext(ctx, "content not scrubbed", "digest", d, "err", err)
-			}
-			if ctx.Err() != nil {
-				return nil
 			}
 		}
 		select {

@@ -11,9 +11,9 @@ import (
 // A Config is what `pier serve` was told. One made by [Loader.Load] is valid. Paths are relative to the working directory,
 // wherever they were given.
 type Config struct {
-	Listen        string // host:port of the node door, which serves what this node can get
-	PeerListen    string // host:port of the peer door, which serves what this node has; "" for none
-	MetricsListen string // host:port of metrics and health; "" for none
+	Listen        []string // host:port, or unix: and a path, of the node door, which serves what this node can get; at least one
+	PeerListen    string   // host:port of the peer door, which serves what this node has; "" for none
+	MetricsListen string   // host:port of metrics and health; "" for none
 
 	ProxyListen string // host:port of the forward proxy; "" for none
 	// ProxyByDefault says that nobody asked for a proxy: if there is another one already, this node needs none.
@@ -79,6 +79,9 @@ const (
 	StoreDocker     = "docker"
 	StoreNone       = "none"
 )
+
+// UnixPrefix begins an address that is the path of a Unix socket.
+const UnixPrefix = "unix:"
 
 // InterceptNone is the pattern of no registry.
 const InterceptNone = "none"

@@ -41,7 +41,7 @@ func write(t *testing.T, name, content string) string {
 
 func defaults() config.Config {
 	return config.Config{
-		Listen: "127.0.0.1:5001", PeerListen: ":5000", MetricsListen: ":9090", ProxyListen: "127.0.0.1:3128", ProxyByDefault: true,
+		Listen: []string{"127.0.0.1:5001"}, PeerListen: ":5000", MetricsListen: ":9090", ProxyListen: "127.0.0.1:3128", ProxyByDefault: true,
 		Stores: []string{config.StoreAuto}, LayerKeep: 1 << 30, ScrubRate: 8e6, RebuildCPU: 1, DataDir: dataDir(), DefaultRegistry: "docker.io",
 		PullTimeout: time.Minute, TagTTL: 30 * time.Second,
 		MDNS: true, GossipListen: ":7946", Cluster: "pier", PeerSlots: 16, Fetchers: 1,
@@ -163,12 +163,12 @@ pprof: "true"
 			environ: []string{"PIER_TAG_TTL=2s", "PIER_PULL_TIMEOUT=2s", "PIER_STORE=containerd"},
 			file:    "tag-ttl: 3s\npull-timeout: 3s\nstore: none\nlisten: :3000\n",
 			want: func(c *config.Config) {
-				c.TagTTL, c.PullTimeout, c.Listen, c.Stores = time.Second, 2*time.Second, ":3000", []string{"containerd"}
+				c.TagTTL, c.PullTimeout, c.Listen, c.Stores = time.Second, 2*time.Second, []string{":3000"}, []string{"containerd"}
 			},
 		},
 		{
 			name: "an empty variable is not set", environ: []string{"PIER_LISTEN=", "PIER_CONFIG="}, file: "listen: :3000",
-			want: func(c *config.Config) { c.Listen = ":3000" },
+			want: func(c *config.Config) { c.Listen = []string{":3000"} },
 		},
 		{
 			name: "doors closed by flag and variable", args: []string{"--peer-listen="}, environ: []string{"PIER_METRICS_LISTEN=none"},
@@ -180,12 +180,18 @@ pprof: "true"
 		},
 		{
 			name: "any free port twice", args: []string{"--listen=127.0.0.1:0", "--peer-listen=127.0.0.1:0"},
-			want: func(c *config.Config) { c.Listen, c.PeerListen = "127.0.0.1:0", "127.0.0.1:0" },
+			want: func(c *config.Config) { c.Listen, c.PeerListen = []string{"127.0.0.1:0"}, "127.0.0.1:0" },
 		},
 		{
 			name: "one port on two addresses", args: []string{"--listen=127.0.0.1:5000", "--peer-listen=10.0.0.1:5000", "--metrics-listen=[::1]:5000"},
 			want: func(c *config.Config) {
-				c.Listen, c.PeerListen, c.MetricsListen = "127.0.0.1:5000", "10.0.0.1:5000", "[::1]:5000"
+				c.Listen, c.PeerListen, c.MetricsListen = []string{"127.0.0.1:5000"}, "10.0.0.1:5000", "[::1]:5000"
+			},
+		},
+		{
+			name: "several node doors", args: []string{"--listen=127.0.0.1:5001", "--listen=unix:/run/pier.sock,[::1]:5001"},
+			want: func(c *config.Config) {
+				c.Listen = []string{"127.0.0.1:5001", "unix:/run/pier.sock", "[::1]:5001"}
 			},
 		},
 		{
@@ -217,7 +223,7 @@ pprof: "true"
 func everything(pem string) func(*config.Config) {
 	return func(c *config.Config) {
 		*c = config.Config{
-			Listen: "[::1]:1", PeerListen: "localhost:2", MetricsListen: "0.0.0.0:3", Stores: []string{"containerd", "auto"},
+			Listen: []string{"[::1]:1"}, PeerListen: "localhost:2", MetricsListen: "0.0.0.0:3", Stores: []string{"containerd", "auto"},
 			ContainerdSocket: "/s", ContainerdRoot: "/r", CacheDir: "/c", CacheMaxBytes: 1 << 30, Upstreams: pem,
 			DefaultRegistry: "registry.test:5000", AllowUpstream: []string{"*.lan", "10.0.0.0/8"}, PullTimeout: 90 * time.Second,
 			Peers: []string{"10.0.0.2", "node3.lan:7000", "[fd00::4]:5000"}, PeersFile: pem, PeersDNS: "_gossip._tcp.pier.svc.", MDNS: true,

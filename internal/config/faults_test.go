@@ -93,6 +93,10 @@ func TestFaults(t *testing.T) {
 			},
 		},
 		{
+			name: "a socket without a path", args: []string{"--listen=unix:"},
+			want: []string{"listen: unix: names no socket: write its path, for example unix:/run/pier.sock"},
+		},
+		{
 			name: "more addresses", args: []string{"--listen=none", "--peer-listen=http://a:1", "--metrics-listen=:65536"},
 			want: []string{
 				`listen: a node needs its door: give an address, for example 127.0.0.1:5001`,
@@ -241,7 +245,7 @@ func FuzzFile(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if c.Listen == "" || len(c.Stores) == 0 || c.PullTimeout <= 0 || c.TagTTL <= 0 || c.CacheMaxBytes < 0 || c.DefaultRegistry == "" ||
+		if len(c.Listen) == 0 || len(c.Stores) == 0 || c.PullTimeout <= 0 || c.TagTTL <= 0 || c.CacheMaxBytes < 0 || c.DefaultRegistry == "" ||
 			c.Cluster == "" || c.PeerSlots < 1 || c.PeerRate < 0 || c.UpstreamRate < 0 || c.Fetchers < 1 || c.Fetchers > 8 {
 			t.Errorf("accepted %q as %+v", content, c)
 		}

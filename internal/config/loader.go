@@ -45,7 +45,8 @@ func (l *Loader) declare() {
 
 	f.StringVar(&l.file, "config", "", "read settings from this YAML `file`: keys are the names of flags")
 
-	address(&c.Listen, "listen", "127.0.0.1:5001", "node door, for this node's runtime: `address` to serve what this node can get")
+	c.Listen = []string{"127.0.0.1:5001"}
+	f.Var(&list{p: &c.Listen}, "listen", "node door, for this node's runtime: `address` to serve what this node can get, or unix:/path (repeatable)")
 	address(&c.PeerListen, "peer-listen", ":5000", "peer door, for other nodes: `address` to serve what this node has; none to close it")
 	address(&c.MetricsListen, "metrics-listen", ":9090", "`address` of /metrics, /healthz and /readyz; none to close it")
 

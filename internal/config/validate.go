@@ -42,13 +42,23 @@ type door struct {
 }
 
 func (c *Config) validateDoors(f *faults) {
-	if c.Listen == "" {
+	if len(c.Listen) == 0 || slices.Equal(c.Listen, []string{"none"}) {
+		c.Listen = nil
 		f.add([]string{"listen"}, "listen: a node needs its door: give an address, for example 127.0.0.1:5001")
 	}
+	type named struct{ name, address string }
+	list := []named{{"peer-listen", c.PeerListen}, {"proxy-listen", c.ProxyListen}, {"metrics-listen", c.MetricsListen}, {"gossip-listen", c.GossipListen}}
+	for i := range c.Listen {
+		path, unix := strings.CutPrefix(c.Listen[i], UnixPrefix)
+		switch {
+		case unix && path == "":
+			f.add([]string{"listen"}, "listen: %s names no socket: write its path, for example unix:/run/pier.sock", UnixPrefix)
+		case !unix:
+			list = slices.Insert(list, i, named{"listen", c.Listen[i]})
+		}
+	}
 	var doors []door
-	for _, d := range []struct{ name, address string }{
-		{"listen", c.Listen}, {"peer-listen", c.PeerListen}, {"proxy-listen", c.ProxyListen}, {"metrics-listen", c.MetricsListen}, {"gossip-listen", c.GossipListen},
-	} {
+	for _, d := range list {
 		if d.address == "" {
 			continue
 		}

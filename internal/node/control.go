@@ -13,6 +13,7 @@ import (
 
 	"pier/internal/cache"
 	"pier/internal/chain"
+	"pier/internal/config"
 	"pier/internal/oci"
 	"pier/internal/registry"
 )
@@ -172,6 +173,6 @@ func (n *Node) load(ctx context.Context, ref oci.Reference, opt chain.CopyOption
 // openControl adds the door of the cache.
 func (n *Node) openControl() {
 	if n.cache != nil {
-		n.doors = append(n.doors, &door{name: "control", addr: unixPrefix + ControlSocket(n.cfg.CacheDir), handler: n.counted(n.controlHandler())})
+		n.doors = append(n.doors, &door{name: "control", addr: config.UnixPrefix + ControlSocket(n.cfg.CacheDir), handler: n.counted(n.controlHandler())})
 	}
 }

@@ -163,11 +163,14 @@ func (n *Node) openDoors(handler registry.Config, offered oci.Source) error {
 	if err := n.openProxy(handler); err != nil {
 		return err
 	}
-	n.doors = []*door{
-		{name: "node", addr: n.cfg.Listen, tls: nodeTLS, handler: n.counted(registry.New(node))},
+	nodeDoor := n.counted(registry.New(node))
+	for _, addr := range n.cfg.Listen {
+		n.doors = append(n.doors, &door{name: "node", addr: addr, tls: nodeTLS, handler: nodeDoor})
+	}
+	n.doors = append(n.doors, []*door{
 		{name: "peer", addr: n.cfg.PeerListen, tls: n.peers.server, handler: n.counted(registry.New(peer))},
 		{name: "metrics", addr: n.cfg.MetricsListen, handler: n.metricsHandler()},
-	}
+	}...)
 	if n.forward.proxy != nil {
 		n.doors = append(n.doors, &door{name: "proxy", addr: n.cfg.ProxyListen, handler: n.forward.proxy, drain: n.forward.proxy.Shutdown})
 	}

@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -18,7 +19,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -103,7 +106,10 @@ func keyPair(t *testing.T, dir, name string) (cert, key string) {
 // startNode runs a node without a runtime, with doors where cfg says, and returns what stops it before the test ends.
 func startNode(t *testing.T, cfg config.Config, log *slog.Logger) (n *Node, stop func()) {
 	t.Helper()
-	cfg.Listen, cfg.Stores, cfg.CacheDir = "127.0.0.1:0", []string{config.StoreNone}, t.TempDir()
+	if cfg.Listen == nil {
+		cfg.Listen = []string{"127.0.0.1:0"}
+	}
+	cfg.Stores, cfg.CacheDir = []string{config.StoreNone}, t.TempDir()
 	cfg.DefaultRegistry, cfg.PullTimeout, cfg.TagTTL = "docker.io", time.Minute, time.Minute
 	cfg.PeerSlots, cfg.Fetchers = cmp.Or(cfg.PeerSlots, 16), cmp.Or(cfg.Fetchers, 1)
 	n, err := New(t.Context(), cfg, "test", log)
@@ -183,10 +189,59 @@ func TestNewReportsAllFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := New(t.Context(), config.Config{
-		Listen: "127.0.0.1:0", Stores: []string{config.StoreNone}, CacheDir: file, Upstreams: file,
+		Listen: []string{"127.0.0.1:0"}, Stores: []string{config.StoreNone}, CacheDir: file, Upstreams: file,
 	}, "test", slog.New(slog.DiscardHandler))
 	if err == nil {
 		t.Fatal("a file as cache directory and a wrong upstream file were accepted")
 	}
 	t.Log(err)
+}
+
+// The node door is where it is wanted, on a socket that only its user may open, too, whatever was left there by one that was killed.
+func TestNodeDoorsAreSeveral(t *testing.T) {
+	path := filepath.Join(t.TempDir(), strings.Repeat("deep/", 20), "pier.sock") // longer than an address
+	must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	for range 2 {
+		n, stop := startNode(t, config.Config{Listen: []string{"127.0.0.1:0", "unix:" + path, "[::1]:0"}}, slog.New(slog.DiscardHandler))
+		for _, d := range n.doors[:3] {
+			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				addr := d.listener.Addr()
+				if addr.Network() != "unix" {
+					return new(net.Dialer).DialContext(ctx, "tcp", addr.String())
+				}
+				dir, err := os.Open(filepath.Dir(path))
+				must(t, err)
+				defer dir.Close()
+				return new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/pier.sock", dir.Fd()))
+			}}}
+			resp, err := client.Get("http://node/v2/")
+			must(t, err)
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("%s: %s", d.addr, resp.Status)
+			}
+		}
+		info, err := os.Stat(path)
+		must(t, err)
+		if info.Mode().Perm() != 0o600 {
+			t.Errorf("the socket has permissions %o", info.Mode().Perm())
+		}
+		if _, err := listen(t.Context(), "unix:"+path); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("a second listener: %v", err)
+		}
+		stop()
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("the socket is left: %v", err)
+		}
+		left, err := listen(t.Context(), "unix:"+path)
+		must(t, err)
+		must(t, left.(socket).UnixListener.Close()) // as of one that was killed
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -164,7 +164,7 @@ func TestAnotherProxyIsThere(t *testing.T) {
 		t.Errorf("it does not serve: %v", err)
 	}
 	asked, err := New(t.Context(), config.Config{
-		Listen: "127.0.0.1:0", ProxyListen: other.Addr().String(), Stores: []string{config.StoreNone}, DataDir: t.TempDir(), PullTimeout: time.Minute,
+		Listen: []string{"127.0.0.1:0"}, ProxyListen: other.Addr().String(), Stores: []string{config.StoreNone}, DataDir: t.TempDir(), PullTimeout: time.Minute,
 	}, "test", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pier/internal/chain"
+	"pier/internal/config"
 )
 
 // A stop takes at most drainFor for what is being served and releaseFor for transfers: under ten seconds together, which
@@ -64,13 +66,10 @@ func (d *door) open(ctx context.Context, log *slog.Logger) error {
 	return nil
 }
 
-// unixPrefix begins the address of a Unix socket, before its path.
-const unixPrefix = "unix:"
-
 // listen listens on host:port, or a Unix socket that only this user may open, where none is that answers.
 func listen(ctx context.Context, addr string) (net.Listener, error) {
 	var conf net.ListenConfig
-	path, ok := strings.CutPrefix(addr, unixPrefix)
+	path, ok := strings.CutPrefix(addr, config.UnixPrefix)
 	if !ok {
 		return conf.Listen(ctx, "tcp", addr)
 	}
@@ -227,7 +226,11 @@ func (n *Node) listen(ctx context.Context) error {
 
 // ready tells the world that the doors are open.
 func (n *Node) ready(ctx context.Context) {
-	if host, _, err := net.SplitHostPort(n.cfg.Listen); err == nil && !isLoopback(host) && n.cfg.TLSClientCA == "" {
+	open := slices.ContainsFunc(n.cfg.Listen, func(addr string) bool {
+		host, _, err := net.SplitHostPort(addr)
+		return err == nil && !isLoopback(host) && !strings.HasPrefix(addr, config.UnixPrefix)
+	})
+	if open && n.cfg.TLSClientCA == "" {
 		n.log.WarnContext(ctx, "the node door is open to the network: whoever reaches it pulls through this node, with this node's credentials")
 	}
 	if len(n.cfg.ProxyAllow) > 0 {
