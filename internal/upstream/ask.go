@@ -37,6 +37,9 @@ func ask[T any](ctx context.Context, r *Registries, ref oci.Reference, final fun
 	}
 	d := r.current.Load()
 	authority, err := d.endpoint(ref.Registry)
+	if err == nil {
+		err = d.permits(authority, ref.Repository)
+	}
 	if err != nil {
 		return none, err
 	}

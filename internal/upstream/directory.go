@@ -34,9 +34,12 @@ type endpoint struct {
 	host    string // to which it is dialled, with port if any
 	scheme  string
 	mirrors []string // names of other endpoints, all listed
-	auth    Auth
-	client  *http.Client
-	tokens  *tokens // of the node's own credentials
+
+	repositories []string // patterns of those that may be asked for; none: all
+
+	auth   Auth
+	client *http.Client
+	tokens *tokens // of the node's own credentials
 }
 
 // dialHost returns where a registry is reached: Docker Hub's API has a host of its own.
@@ -91,6 +94,7 @@ func (d *directory) listedEndpoint(u Upstream) (*endpoint, error) {
 	e := &endpoint{
 		name: name, host: dialHost(name), scheme: u.Scheme, auth: u.Auth,
 		client: d.client(rules{listed: true, own: literal(name)}, tlsConfig), tokens: newTokens(d.cfg.Timeout),
+		repositories: u.Repositories,
 	}
 	if e.scheme == "" {
 		e.scheme = "https"

@@ -25,6 +25,9 @@ type Upstream struct {
 	Auth        Auth     `yaml:"auth"`
 	TLS         TLS      `yaml:"tls"`
 	Mirrors     []string `yaml:"mirrors"` // host[:port] of registries asked in this order before the upstream itself
+
+	// Repositories are patterns of those that may be asked for, in which * is any text, ? one character and [a-z] one of several. None: all.
+	Repositories []string `yaml:"repositories"`
 }
 
 // Auth are the credentials of an upstream: a user, and its password from one of three places. The environment and the
@@ -134,6 +137,11 @@ func validate(upstreams []Upstream) []error {
 			fault("name: listed before")
 		}
 		seen[name] = true
+		for _, p := range u.Repositories {
+			if p == "" || !validGlob(p) {
+				fault("repositories: %.80q is no pattern: * is any text, ? one character, [a-z] one of several", p)
+			}
+		}
 		if u.Scheme != "" && u.Scheme != "https" && u.Scheme != "http" {
 			fault("scheme: %.20q is neither https nor http", u.Scheme)
 		}

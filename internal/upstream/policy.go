@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"path"
 	"slices"
 	"strings"
 
@@ -17,15 +18,22 @@ type pattern struct {
 	sub  bool   // subdomains of host, not host itself
 	host string // lower case
 	port string // "" means none (or 443), "*" any
+
+	repositories string // a pattern of them; "": all
 }
 
 // parsePattern reads an element of [Config.Allow].
 func parsePattern(s string) (pattern, error) {
-	if s == "*" {
-		return pattern{any: true}, nil
-	}
 	var p pattern
-	rest, sub := strings.CutPrefix(s, "*.")
+	name, repositories, ok := strings.Cut(s, "/")
+	if p.repositories = repositories; ok && (repositories == "" || !validGlob(repositories)) {
+		return pattern{}, fmt.Errorf("pattern %.80q: after the slash want repositories, in which * is any text, ? one character, [a-z] one of several", s)
+	}
+	if name == "*" {
+		p.any = true
+		return p, nil
+	}
+	rest, sub := strings.CutPrefix(name, "*.")
 	p.sub = sub
 	if cut, ok := strings.CutSuffix(rest, ":*"); ok {
 		p.host, p.port = cut, "*"
@@ -50,6 +58,37 @@ func (p pattern) match(name string) bool {
 	return host == p.host
 }
 
+func validGlob(s string) bool {
+	_, err := path.Match(s, "")
+	return err == nil
+}
+
+// glob is path.Match in which * crosses slashes: repositories are as deep as their owners like.
+func glob(pattern, repository string) bool {
+	ok, _ := path.Match(strings.ReplaceAll(pattern, "/", "\x00"), strings.ReplaceAll(repository, "/", "\x00"))
+	return ok
+}
+
+// permits returns an error wrapping [oci.ErrNotAllowed] for a repository of a registry that may be asked for others only.
+func (d *directory) permits(e *endpoint, repository string) error {
+	limits := e.repositories
+	if d.listed[e.name] == nil {
+		for _, p := range d.allow {
+			if !p.any && !p.match(e.name) {
+				continue
+			}
+			if p.repositories == "" {
+				return nil
+			}
+			limits = append(limits, p.repositories)
+		}
+	}
+	if len(limits) == 0 || slices.ContainsFunc(limits, func(p string) bool { return glob(p, repository) }) {
+		return nil
+	}
+	return fmt.Errorf("repository %.300s of %s is not among those allowed: %w", repository, e.name, oci.ErrNotAllowed)
+}
+
 // Patterns are patterns of registries, each as in [Config.Allow].
 type Patterns []pattern
 
@@ -59,6 +98,9 @@ func ParsePatterns(list []string) (Patterns, error) {
 	var faults []error
 	for _, s := range list {
 		p, err := parsePattern(s)
+		if err == nil && p.repositories != "" {
+			err = fmt.Errorf("pattern %.80q names repositories: here want registries alone", s)
+		}
 		faults = append(faults, err)
 		all = append(all, p)
 	}

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -58,6 +59,48 @@ func TestAllow(t *testing.T) {
 		if _, err := New(Config{Allow: []string{s}}); err == nil {
 			t.Errorf("pattern %q was taken", s)
 		}
+	}
+}
+
+func TestRepositoriesAreLimited(t *testing.T) {
+	r := newRegistries(t, Config{
+		Allow:     []string{"docker.io/library/*", "docker.io/team/app", "quay.io", "quay.io/team/*", "*.example.com/a/*"},
+		Upstreams: []Upstream{{Name: "reg.test", Repositories: []string{"team/*", "tools-?"}}, {Name: "all.test"}},
+	})
+	for name, want := range map[string]bool{
+		"docker.io/library/alpine": true, "docker.io/library/a/b": true, "docker.io/team/app": true, "docker.io/team/app2": false, "docker.io/other/x": false,
+		"quay.io/any/thing": true, "x.example.com/a/b": true, "x.example.com/b/a": false, "ghcr.io/library/alpine": false,
+		"reg.test/team/deep/er": true, "reg.test/tools-1": true, "reg.test/tools-12": false, "reg.test/other": false, "all.test/any": true,
+	} {
+		d := r.current.Load()
+		ref, err := oci.ParseReference(name, oci.DockerHub)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := d.endpoint(ref.Registry)
+		if err == nil {
+			err = d.permits(e, ref.Repository)
+		}
+		if want && err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !want {
+			wantErr(t, name, err, oci.ErrNotAllowed)
+		}
+	}
+	if _, err := r.Resolve(t.Context(), oci.Reference{Registry: "reg.test", Repository: "other", Kind: oci.Manifest, Tag: "v1"}); !errors.Is(err, oci.ErrNotAllowed) {
+		t.Errorf("asked for what is not allowed: %v", err)
+	}
+	for _, s := range []string{"docker.io/", "docker.io/[a", "/a"} {
+		if _, err := New(Config{Allow: []string{s}}); err == nil {
+			t.Errorf("pattern %q was taken", s)
+		}
+	}
+	if _, err := ParsePatterns([]string{"docker.io/library/*"}); err == nil {
+		t.Error("a pattern of repositories was taken for one of registries")
+	}
+	if _, err := New(Config{Upstreams: []Upstream{{Name: "reg.test", Repositories: []string{"[a"}}}}); err == nil {
+		t.Error("a pattern without an end was taken")
 	}
 }
 

@@ -23,7 +23,7 @@ type Config struct {
 	Upstreams []Upstream // those with settings of their own; all of them may be asked
 
 	// Allow are patterns of further registries that may be asked, over TLS: "docker.io", "*.example.com" (its
-	// subdomains), "host:port", "host:*", "*". A registry that a pattern other than "*" allows may have a private
+	// subdomains), "host:port", "host:*", "*"; or of repositories of such, "docker.io/library/*". A registry that a pattern other than "*" allows may have a private
 	// address. Empty means any registry with a public name and public addresses, and so does "*".
 	Allow []string
 
