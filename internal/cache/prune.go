@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"fmt"
+	"os"
 	"path"
 	"slices"
 	"sort"
@@ -52,6 +53,26 @@ func (k *Cache) Images(_ context.Context, patterns []string) ([]Image, error) {
 		}
 	}
 	return list, nil
+}
+
+// Platforms returns the platforms that are here of an index, such as linux/arm64/v8; none if all are, or it is no index. That is no use of it.
+func (k *Cache) Platforms(dgst oci.Digest) (list []string) {
+	info, _, err := k.files.Manifest(k.c.Dir, dgst)
+	if err != nil {
+		return nil
+	}
+	all := true
+	for _, m := range info.Manifests {
+		if _, err := os.Stat(k.blobPath(m.Digest)); err != nil {
+			all = false
+		} else if p := m.Platform; p != nil {
+			list = append(list, strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/"))
+		}
+	}
+	if all {
+		return nil
+	}
+	return list
 }
 
 // A described image is one of an inventory in words.

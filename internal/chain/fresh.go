@@ -53,7 +53,7 @@ func Fresh(c FreshConfig) oci.Source {
 		c.Metrics = metrics.NewSet()
 	}
 	return &fresh{
-		c: c, known: make(map[tagKey]answer),
+		c: c, known: make(map[tagKey]answer), wanted: make(map[string]time.Time),
 		hits:  c.Metrics.NewCounter(`pier_tag_lookups_total{result="remembered"}`),
 		asked: c.Metrics.NewCounter(`pier_tag_lookups_total{result="asked"}`),
 		stale: c.Metrics.NewCounter(`pier_tag_lookups_total{result="stale"}`),
@@ -84,8 +84,9 @@ type fresh struct {
 
 	hits, asked, stale *metrics.Counter
 
-	mu    sync.Mutex // guards known
-	known map[tagKey]answer
+	mu     sync.Mutex // guards all below
+	known  map[tagKey]answer
+	wanted map[string]time.Time // tags that clients asked for, and when last
 }
 
 func (f *fresh) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
@@ -101,6 +102,7 @@ func (f *fresh) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor,
 			return desc, nil
 		}
 	}
+	f.want(ref)
 	if f.c.Authority == nil {
 		return f.offline(ctx, ref)
 	}

@@ -34,6 +34,10 @@ type Config struct {
 
 	ScrubRate int64 // bytes per second of CacheDir that are read to find what the disk lost; 0: it is not
 
+	Preload          []string      // files of lists of images to load at the start
+	PreloadPlatforms []string      // such as linux/amd64: of what Preload names, only that; none: all
+	Refresh          time.Duration // how often the tags that clients ask for are asked for in the background; 0: never
+
 	AcceptPush   bool   // clients of the node door may push, into the cache
 	PushHtpasswd string // file of those who may, as htpasswd -B writes it; "": whoever has a certificate
 

@@ -84,7 +84,7 @@ func TestLoad(t *testing.T) {
 				"--proxy-listen=[::1]:5", "--proxy-allow=10.0.0.1/8", "--proxy-allow=fd00::/8,192.0.2.1", "--intercept=a.test,*.b.test",
 				"--docker-socket=/ds", "--docker-root=/dr", "--layer-keep=2GiB", "--rebuild-cpu=2", "--data-dir=/d",
 				"--peer-slots=1", "--peer-rate=10MB/s", "--upstream-rate=512KiB", "--fetchers=8",
-				"--scrub-rate=1MB/s", "--accept-push", "--push-htpasswd=" + pem,
+				"--scrub-rate=1MB/s", "--preload=" + pem, "--preload-platform=linux/amd64,linux/arm/v7", "--accept-push", "--push-htpasswd=" + pem,
 				"--log-level=DEBUG", "--log-format=json", "--pprof",
 			},
 			want: everything(pem),
@@ -101,7 +101,7 @@ func TestLoad(t *testing.T) {
 				"PIER_ZONE=rack/4", "PIER_PEER_SLOTS=1", "PIER_PEER_RATE=10000000", "PIER_UPSTREAM_RATE=512KiB/s", "PIER_FETCHERS=8",
 				"PIER_PROXY_LISTEN=[::1]:5", "PIER_PROXY_ALLOW=10.0.0.1/8,fd00::/8, 192.0.2.1", "PIER_INTERCEPT=a.test,*.b.test",
 				"PIER_DOCKER_SOCKET=/ds", "PIER_DOCKER_ROOT=/dr", "PIER_LAYER_KEEP=2147483648", "PIER_REBUILD_CPU=2", "PIER_DATA_DIR=/d",
-				"PIER_SCRUB_RATE=1MB", "PIER_ACCEPT_PUSH=1", "PIER_PUSH_HTPASSWD=" + pem,
+				"PIER_SCRUB_RATE=1MB", "PIER_PRELOAD=" + pem, "PIER_PRELOAD_PLATFORM=linux/amd64, linux/arm/v7", "PIER_ACCEPT_PUSH=1", "PIER_PUSH_HTPASSWD=" + pem,
 				"PIER_LOG_LEVEL=debug", "PIER_LOG_FORMAT=json", "PIER_PPROF=true",
 			},
 			want: everything(pem),
@@ -150,6 +150,8 @@ peer-rate: 10MB
 upstream-rate: 524288
 fetchers: 8
 scrub-rate: 1000000
+preload: [*pem]
+preload-platform: [linux/amd64, linux/arm/v7]
 accept-push: true
 push-htpasswd: *pem
 log-level: debug
@@ -188,6 +190,7 @@ pprof: "true"
 				c.Listen, c.PeerListen, c.MetricsListen = []string{"127.0.0.1:5000"}, "10.0.0.1:5000", "[::1]:5000"
 			},
 		},
+		{name: "refresh", args: []string{"--refresh=1h"}, want: func(c *config.Config) { c.Refresh = time.Hour }},
 		{
 			name: "several node doors", args: []string{"--listen=127.0.0.1:5001", "--listen=unix:/run/pier.sock,[::1]:5001"},
 			want: func(c *config.Config) {
@@ -233,7 +236,7 @@ func everything(pem string) func(*config.Config) {
 			},
 			DockerSocket: "/ds", DockerRoot: "/dr", LayerKeep: 2 << 30, RebuildCPU: 2, DataDir: "/d",
 			PeerSlots: 1, PeerRate: 10e6, UpstreamRate: 512 << 10, Fetchers: 8,
-			ScrubRate: 1e6, AcceptPush: true, PushHtpasswd: pem,
+			ScrubRate: 1e6, Preload: []string{pem}, PreloadPlatforms: []string{"linux/amd64", "linux/arm/v7"}, AcceptPush: true, PushHtpasswd: pem,
 			TagTTL: time.Millisecond, AirGapped: true, TLSCert: pem, TLSKey: pem, TLSClientCA: pem,
 			LogLevel: slog.LevelDebug, LogFormat: config.FormatJSON, Pprof: true,
 		}

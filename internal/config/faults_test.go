@@ -93,6 +93,15 @@ func TestFaults(t *testing.T) {
 			},
 		},
 		{
+			name: "what a cache is told", args: []string{"--refresh=1s", "--preload-platform=amd64", "--accept-push"},
+			want: []string{
+				"preload-platform chooses nothing without preload: give that too",
+				`preload-platform: "amd64" is no platform: write one such as linux/amd64 or linux/arm/v7`,
+				"refresh: 1s: write a duration of a minute at least, or 0s for never",
+				"accept-push: say who may push: give push-htpasswd, or tls-client-ca for whoever has a certificate",
+			},
+		},
+		{
 			name: "a socket without a path", args: []string{"--listen=unix:"},
 			want: []string{"listen: unix: names no socket: write its path, for example unix:/run/pier.sock"},
 		},

@@ -60,6 +60,9 @@ func (l *Loader) declare() {
 
 	c.ScrubRate = 8e6
 	f.Var((*rate)(&c.ScrubRate), "scrub-rate", "read what the cache has at this `rate`, over and over, to find what the disk lost before somebody asks for it; 0 to leave that to those who ask")
+	f.Var(&list{p: &c.Preload}, "preload", "load what this `list` names into the cache at the start, and serve meanwhile: an image or archive a line, see pier load (repeatable)")
+	f.Var(&list{p: &c.PreloadPlatforms}, "preload-platform", "of what --preload names, only what is for this `os/architecture` (repeatable; default all)")
+	f.DurationVar(&c.Refresh, "refresh", 0, "each time after this `duration`, ask in the background what the tags name that clients ask for, and fetch what is new; 0s for never")
 	f.BoolVar(&c.AcceptPush, "accept-push", false, "keep what clients of the node door push, in the cache")
 	path(&c.PushHtpasswd, "push-htpasswd", "`file` of those who may push, with their passwords, as htpasswd -B writes it")
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"pier/internal/oci"
 )
@@ -22,6 +23,23 @@ func (c *Config) validate(f *faults) {
 	c.validateTLS(f)
 	if c.CacheMaxBytes > 0 && c.CacheDir == "" {
 		f.add([]string{"cache-max-bytes", "cache-dir"}, "cache-max-bytes limits nothing without a cache: give cache-dir too")
+	}
+	for _, name := range c.Preload {
+		readable(f, "preload", name)
+	}
+	if len(c.PreloadPlatforms) > 0 && len(c.Preload) == 0 {
+		f.add([]string{"preload-platform", "preload"}, "preload-platform chooses nothing without preload: give that too")
+	}
+	for _, p := range c.PreloadPlatforms {
+		if parts := strings.Split(p, "/"); len(parts) < 2 || len(parts) > 3 || slices.Contains(parts, "") {
+			f.add([]string{"preload-platform"}, "preload-platform: %.80q is no platform: write one such as linux/amd64 or linux/arm/v7", p)
+		}
+	}
+	if c.Refresh != 0 && c.Refresh < time.Minute {
+		f.add([]string{"refresh"}, "refresh: %s: write a duration of a minute at least, or 0s for never", c.Refresh)
+	}
+	if c.Refresh > 0 && c.AirGapped {
+		f.add([]string{"refresh", "air-gapped"}, "refresh asks registries, and air-gapped forbids that: remove one of them")
 	}
 	if c.AcceptPush && c.PushHtpasswd == "" && c.TLSClientCA == "" {
 		f.add([]string{"accept-push", "push-htpasswd", "tls-client-ca"}, "accept-push: say who may push: give push-htpasswd, or tls-client-ca for whoever has a certificate")

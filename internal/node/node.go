@@ -223,6 +223,9 @@ func spoolDir() string {
 
 func (n *Node) openCache() error {
 	if n.cfg.CacheDir == "" {
+		if len(n.cfg.Preload) > 0 || n.cfg.Refresh > 0 {
+			return errors.New("preload and refresh are for a cache, and there is none: give cache-dir")
+		}
 		return nil
 	}
 	var err error

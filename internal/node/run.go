@@ -197,6 +197,12 @@ func (n *Node) Run(ctx context.Context) error {
 		scrubbed := n.metrics.NewCounter("pier_scrubbed_bytes_total")
 		work(chain.Scrubber{Source: n.disk, Rate: n.cfg.ScrubRate, Pause: scrubPause, Log: n.log, Read: func(bytes int) { scrubbed.Add(bytes) }}.Run)
 	}
+	if len(n.cfg.Preload) > 0 {
+		work(n.preload)
+	}
+	if n.cfg.Refresh > 0 {
+		work(n.refresh)
+	}
 	work(n.reload)
 	n.ready(ctx)
 	<-ctx.Done()
