@@ -69,7 +69,7 @@ what the runtime has, what the cache keeps, and what registries supply.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
-	root.AddCommand(serveCommand(stderr), peersCommand(), locateCommand(), loadCommand(), listCommand(), pruneCommand(), snapshotCommand(), setupCommand(), caCommand(), keyCommand(), versionCommand())
+	root.AddCommand(serveCommand(stderr), peersCommand(), locateCommand(), loadCommand(), listCommand(), pruneCommand(), importCommand(), snapshotCommand(), setupCommand(), caCommand(), keyCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
