@@ -60,3 +60,6 @@ replace github.com/hashicorp/go-msgpack/v2 => ./msgpack
 
 // What memberlist and mdns use of it, in 300 kB less.
 replace github.com/miekg/dns => ./dns
+
+// What memberlist uses of it, in 100 kB less.
+replace github.com/hashicorp/go-sockaddr => ./sockaddr

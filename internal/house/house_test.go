@@ -50,6 +50,7 @@ var imports = map[string][]string{
 
 	"msgpack/codec": {},
 	"dns":           {},
+	"sockaddr":      {},
 
 	"internal/clusterkey": {},
 	"internal/mdns":       {},
