@@ -131,6 +131,10 @@ func (b *Blobs) file(root string, digest oci.Digest) (*os.File, error) {
 		return nil, err
 	}
 	path := BlobPath(root, dgst)
+	var st unix.Stat_t // a pipe would hang
+	if err := unix.Stat(path, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, fmt.Errorf("%s: %s is no regular file", b.Source, dgst)
+	}
 	for {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		switch {

@@ -48,6 +48,19 @@ func (h *handler) blob(ctx context.Context, w *response, r *http.Request, rt rou
 }
 
 func (h *handler) wholeBlob(ctx context.Context, w *response, ref oci.Reference) error {
+	return again(w, func() error { return h.sendBlob(ctx, w, ref) })
+}
+
+// again sends content, and once more where what supplied it was found wrong before the client was given a byte: by then another source is asked.
+func again(w *response, send func() error) error {
+	err := send()
+	if errors.Is(err, oci.ErrDigestMismatch) && !w.started {
+		err = send()
+	}
+	return err
+}
+
+func (h *handler) sendBlob(ctx context.Context, w *response, ref oci.Reference) error {
 	rc, desc, err := h.Source.Open(ctx, ref, 0, -1)
 	if err != nil {
 		return err

@@ -100,6 +100,10 @@ func platformChild(index []byte) (v1.Descriptor, bool) {
 
 // openManifest sends the manifest that ref's digest names. Resolved is what is known of it already.
 func (h *handler) openManifest(ctx context.Context, w *response, ref oci.Reference, resolved oci.Descriptor, byDigest bool) error {
+	return again(w, func() error { return h.sendManifest(ctx, w, ref, resolved, byDigest) })
+}
+
+func (h *handler) sendManifest(ctx context.Context, w *response, ref oci.Reference, resolved oci.Descriptor, byDigest bool) error {
 	rc, desc, err := h.Source.Open(ctx, ref, 0, -1)
 	if err != nil {
 		return err
