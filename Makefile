@@ -17,7 +17,7 @@ COLD := cloud.google.com/... github.com/VictoriaMetrics/... github.com/hashicorp
 	pier/internal/containerd pier/internal/directory pier/internal/docker pier/internal/mdns pier/internal/member pier/internal/node \
 	pier/internal/overlay2 pier/internal/peer pier/internal/proxy pier/internal/setup pier/internal/snapshot pier/internal/upstream
 
-.PHONY: help build run check format vet lint unit test race e2e bench bench-peers bench-proxy bench-snapshot bench-rollout sim fuzz clean
+.PHONY: help build run check format vet lint unit test race e2e soak bench bench-peers bench-proxy bench-snapshot bench-rollout sim fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z].*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ race:
 e2e:
 	e2e/tools.sh e2e
 	go test -tags e2e -count=1 -parallel 4 -timeout 40m ./e2e/... ./internal/...
+
+soak: ## load a node for 30 minutes (PIER_SOAK) with faults of all kinds, and compare every byte (root)
+	e2e/tools.sh e2e
+	go test -tags 'e2e soak' -count=1 -timeout 24h -run TestSoak -v ./e2e
 
 bench: ## measure one node against a bare server, nginx and other caches
 	e2e/tools.sh bench
