@@ -58,7 +58,7 @@ replace github.com/klauspost/compress/zstd/era120 => github.com/klauspost/compre
 // What memberlist uses of it, in 600 kB less.
 replace github.com/hashicorp/go-msgpack/v2 => ./msgpack
 
-// What memberlist and mdns use of it, in 300 kB less.
+// What memberlist and mdns use of it, in 500 kB less.
 replace github.com/miekg/dns => ./dns
 
 // What memberlist uses of it, in 100 kB less.

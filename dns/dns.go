@@ -5,6 +5,7 @@ package dns
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"time"
 )
@@ -114,16 +115,36 @@ func (r *Opaque) Header() *RR_Header { return &r.Hdr }
 
 // CanonicalName returns a name as all who mean the same write it.
 func CanonicalName(s string) string {
-	lower := []byte(s) // of letters of ASCII alone (RFC 4343)
-	for i, c := range lower {
-		if 'A' <= c && c <= 'Z' {
-			lower[i] = c + 'a' - 'A'
+	name := []byte(s)
+	for i, c := range name {
+		name[i] = lower(c)
+	}
+	rest := strings.TrimSuffix(s, ".")
+	if escapes := len(rest) - len(strings.TrimRight(rest, `\`)); rest == s || escapes%2 == 1 {
+		name = append(name, '.') // there is none, or it is part of the label
+	}
+	return string(name)
+}
+
+// lower is for letters of ASCII alone (RFC 4343).
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
+}
+
+// same reports whether two names mean the same. It does not allocate: one query can have thousands compared.
+func same(s, t string) bool {
+	if len(s) != len(t) {
+		return false
+	}
+	for i := range len(s) {
+		if lower(s[i]) != lower(t[i]) {
+			return false
 		}
 	}
-	if name := string(lower); strings.HasSuffix(name, ".") {
-		return name
-	}
-	return string(lower) + "."
+	return true
 }
 
 // IsDomainName reports whether s can be in a message, and how many labels it has.
@@ -135,10 +156,9 @@ func IsDomainName(s string) (labels int, ok bool) {
 // IsDuplicate reports whether two records differ in their time to live alone.
 func IsDuplicate(a, b RR) bool {
 	x, y := a.Header(), b.Header()
-	if x.Rrtype != y.Rrtype || x.Class != y.Class || CanonicalName(x.Name) != CanonicalName(y.Name) {
+	if x.Rrtype != y.Rrtype || x.Class != y.Class || !same(x.Name, y.Name) {
 		return false
 	}
-	same := func(s, t string) bool { return CanonicalName(s) == CanonicalName(t) }
 	switch a := a.(type) {
 	case *A:
 		b, ok := b.(*A)
@@ -157,7 +177,7 @@ func IsDuplicate(a, b RR) bool {
 		return ok && a.Priority == b.Priority && a.Weight == b.Weight && a.Port == b.Port && same(a.Target, b.Target)
 	case *TXT:
 		b, ok := b.(*TXT)
-		return ok && strings.Join(a.Txt, "\x00") == strings.Join(b.Txt, "\x00")
+		return ok && slices.Equal(a.Txt, b.Txt)
 	}
 	return false
 }

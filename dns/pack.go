@@ -13,6 +13,8 @@ const (
 	pointer  = 0xc0    // begins a pointer to what was there before
 	reach    = 1 << 14 // pointers lead to what is before that
 
+	maxPointers = maxName/2 - 1 // of a name: one between two labels, the shortest of which take two bytes
+
 	flagResponse           = 1 << 15
 	flagAuthoritative      = 1 << 10
 	flagTruncated          = 1 << 9

@@ -3,7 +3,7 @@ package dns
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
+	"strings"
 )
 
 // An unpacker reads a message.
@@ -57,10 +57,11 @@ func (u *unpacker) numbers(list ...*uint16) error {
 	return nil
 }
 
-// name reads a name, and follows its pointers: each must lead to before the one before it, so that this ends.
+// name reads a name, and follows its pointers: each must lead to before the one before it, so that this ends, and there may be
+// only so many, so that it ends soon: a packet can have thousands, and as many names that begin with the last of them.
 func (u *unpacker) name() (string, error) {
-	var s []byte
-	size := 1
+	s := make([]byte, 0, 4*maxName) // on the stack: no name is longer, with every byte escaped
+	size, pointers := 1, 0
 	at, before, after := u.at, u.at, -1 // after is where the next begins, once a pointer was followed
 	for {
 		if at >= len(u.b) {
@@ -85,7 +86,7 @@ func (u *unpacker) name() (string, error) {
 			if after < 0 {
 				after = at + 1
 			}
-			if to >= before {
+			if pointers++; to >= before || pointers > maxPointers {
 				return "", errName
 			}
 			at, before = to, to
@@ -108,8 +109,8 @@ func escape(s, text []byte, label bool) []byte {
 	for _, c := range text {
 		switch {
 		case c < ' ' || c > '~':
-			s = fmt.Appendf(s, `\%03d`, c)
-		case c == '\\' || c == '"' || label && (c == '.' || c == '(' || c == ')' || c == ';' || c == ' ' || c == '@'):
+			s = append(s, '\\', '0'+c/100, '0'+c/10%10, '0'+c%10)
+		case c == '\\' || c == '"' || label && strings.IndexByte(".();'@ ", c) >= 0:
 			s = append(s, '\\', c)
 		default:
 			s = append(s, c)

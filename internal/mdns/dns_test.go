@@ -1,16 +1,18 @@
 package mdns
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/miekg/dns"
 )
 
-// packets were made by github.com/miekg/dns 1.1.72, of the messages beside them.
+// packets were made by github.com/miekg/dns 1.1.73, of the messages beside them.
 func packets() map[string]*dns.Msg {
 	of := func(name string, kind uint16, ttl uint32) dns.RR_Header {
 		return dns.RR_Header{Name: name, Rrtype: kind, Class: dns.ClassINET, Ttl: ttl}
@@ -36,8 +38,15 @@ func packets() map[string]*dns.Msg {
 			Answer: []dns.RR{&dns.PTR{Hdr: of(service, dns.TypePTR, 99), Ptr: "other." + service}},
 			Extra:  []dns.RR{&dns.CNAME{Hdr: of("a.b.", dns.TypeCNAME, 1), Target: "x.a.b."}, &dns.TXT{Hdr: of("a.b.", dns.TypeTXT, 1)}},
 		},
+		"000084000000000100000000311f202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f404142434445464748494a4b4c4d4e4f31505152535455565758595a5b5c5d5e5f606162636465666768696a6b6c6d6e6f707172737475767778797a7b7c7d7e7f8000000c0001000000010002c00c": {
+			MsgHdr: dns.MsgHdr{Response: true, Authoritative: true}, Compress: true,
+			Answer: []dns.RR{&dns.PTR{Hdr: of(printable, dns.TypePTR, 1), Ptr: printable}},
+		},
 	}
 }
+
+// printable is a name with what is printable, and what is next to it.
+const printable = `\031\ !\"#$%&\'\(\)*+,-\./0123456789:\;<=>?\@ABCDEFGHIJKLMNO.PQRSTUVWXYZ[\\]^_` + "`" + `abcdefghijklmnopqrstuvwxyz{|}~\127\128.`
 
 func TestPackets(t *testing.T) {
 	for text, m := range packets() {
@@ -109,16 +118,54 @@ func TestPacketsOfOthers(t *testing.T) {
 	}
 }
 
+// A name may have as many pointers as labels can follow, and no more, or a packet costs whoever reads it a thousand times its size.
+func TestPointers(t *testing.T) {
+	for n, want := range map[int]bool{1: true, 126: true, 127: false, 4000: false} {
+		b := []byte{5: 1, 7: 2, 11: 0, 12: 0, 14: byte(dns.TypePTR), 16: 1} // a question for ".", to which the pointers lead,
+		b = append(b, 0, 0xff, 0xf0, 0, 1, 0, 0, 0, 0)                      // a record of a type that nobody knows, with all but the last,
+		b = binary.BigEndian.AppendUint16(b, uint16(2*(n-1)))
+		last := 12
+		for range n {
+			b, last = binary.BigEndian.AppendUint16(b, 0xc000|uint16(last)), len(b)
+		}
+		b = append(b, 0xff, 0xf0, 0, 1, 0, 0, 0, 0, 0, 0) // and one with that as its name
+		var m dns.Msg
+		if err := m.Unpack(b); (err == nil) != want {
+			t.Errorf("%d pointers: got %v", n, err)
+		}
+	}
+}
+
+// A query may list hundreds of long names, each of which is compared with all records of a node.
+func TestIsDuplicateAllocatesNothing(t *testing.T) {
+	of := func(name string) dns.RR { return &dns.PTR{Hdr: header(service, dns.TypePTR, 1), Ptr: name} }
+	a, b := of(printable), of(strings.ToUpper(printable))
+	if got := testing.AllocsPerRun(10, func() {
+		if !dns.IsDuplicate(a, b) {
+			t.Error("not the same in capitals")
+		}
+	}); got != 0 {
+		t.Errorf("got %v allocations", got)
+	}
+	if dns.IsDuplicate(a, of(printable[:len(printable)-1]+"x")) {
+		t.Error("the same but for the last byte")
+	}
+}
+
 func TestNames(t *testing.T) {
 	for name, want := range map[string]bool{
-		".": true, "a.": true, "a": true, `a\.b.`: true, `\000\255.`: true, "": true, "a..": false, ".a.": false,
+		".": true, "a.": true, "a": true, `a\.b.`: true, `a\.`: true, `\000\255.`: true, "": true, "a..": false, ".a.": false,
 	} {
 		if _, ok := dns.IsDomainName(name); ok != want {
 			t.Errorf("%q: got %t, want %t", name, ok, want)
 		}
 	}
-	if got := dns.CanonicalName("ÄbC.LOCAL"); got != "Äbc.local." {
-		t.Errorf("got %q", got)
+	for name, want := range map[string]string{
+		"ÄbC.LOCAL": "Äbc.local.", "": ".", ".": ".", `A\.`: `a\..`, `a\\.`: `a\\.`, `a\\\.`: `a\\\..`, `\.`: `\..`,
+	} {
+		if got := dns.CanonicalName(name); got != want {
+			t.Errorf("%q: got %q, want %q", name, got, want)
+		}
 	}
 }
 
