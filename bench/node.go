@@ -28,6 +28,7 @@ type doors struct {
 // A nodeConfig says what kind of node to start. The zero value has neither cache nor peers.
 type nodeConfig struct {
 	cached bool
+	in     string // a cache directory that is there, and stays; empty: as cached says
 	shares bool   // has peers, or may get some
 	join   *node  // one of them; nil: none yet
 	key    string // the file of the cluster key; empty: none
@@ -56,6 +57,9 @@ func (b *bench) startNode(ctx context.Context, c nodeConfig) (n *node, err error
 			return nil, err
 		}
 		args = append(args, "--cache-dir", n.cache)
+	}
+	if c.in != "" {
+		args = append(args, "--cache-dir", c.in)
 	}
 	if n.process, err = b.start(ctx, "pier", n.doors.node, nil, b.pier, args...); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(n.cache))

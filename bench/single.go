@@ -24,21 +24,23 @@ type settings struct {
 	warm     int           // repeats of each warm measurement
 	other    int           // repeats of a cold pull through another cache
 	gets     int           // GETs of the layer in one warm measurement
+	tags     int           // images of a full cache
+	blobs    int           // that each of them has
 	requests int           // requests for a manifest in one measurement
 	rest     time.Duration // after a pull, before memory counts as that of an idle node
 }
 
 func settingsOf(quick bool) settings {
 	if quick {
-		return settings{layer: 30 * mb, small: 6 * mb, cold: 2, warm: 3, other: 1, gets: 20, requests: 8_000, rest: 2 * time.Second}
+		return settings{layer: 30 * mb, small: 6 * mb, cold: 2, warm: 3, other: 1, gets: 20, tags: 100, blobs: 20, requests: 8_000, rest: 2 * time.Second}
 	}
-	return settings{layer: 300 * mb, small: 60 * mb, cold: 5, warm: 11, other: 2, gets: 8, requests: 40_000, rest: 5 * time.Second}
+	return settings{layer: 300 * mb, small: 60 * mb, cold: 5, warm: 11, other: 2, gets: 8, tags: 5_000, blobs: 20, requests: 40_000, rest: 5 * time.Second}
 }
 
 func singleSuite() suite {
 	return suite{
-		title: "One node", command: "make bench", takes: "six minutes", timeout: 12 * time.Minute,
-		parts: []string{"binary", "cold", "warm", "caches"}, measure: measureSingle,
+		title: "One node", command: "make bench", takes: "seven minutes", timeout: 15 * time.Minute,
+		parts: []string{"binary", "cold", "warm", "full", "caches"}, measure: measureSingle,
 		reading: `- Everything is on the loopback interface, and shares the processors: upstream, server and clients are processes of their
   own. CPU time is that of the measured server alone, with what the kernel does on its behalf.
 - The upstream is a small registry that sends so many bytes per second and no more, on one connection and on all together. A
@@ -66,7 +68,7 @@ func measureSingle(ctx context.Context, b *bench) (err error) {
 	}
 	s.image, s.small = images[0], images[1]
 	defer func() { err = errors.Join(err, b.upstream.stop()) }()
-	return b.measure(ctx, []part{{"binary", s.binary}, {"cold", s.cold}, {"warm", s.warm}, {"caches", s.caches}})
+	return b.measure(ctx, []part{{"binary", s.binary}, {"cold", s.cold}, {"warm", s.warm}, {"full", s.full}, {"caches", s.caches}})
 }
 
 // binary measures the size of the binary.

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
@@ -162,19 +163,48 @@ func (k *Cache) load() error {
 	if err := k.sweepPartials(); err != nil {
 		return err
 	}
-	return k.each(func(_ oci.Digest, info fs.FileInfo) {
-		k.bytes.Add(info.Size())
+	return k.each(func(_ digest.Algorithm, _ string, st *unix.Stat_t) {
+		k.bytes.Add(st.Size)
 		k.blobs.Add(1)
 	})
 }
 
-// each calls do for every blob.
-func (k *Cache) each(do func(oci.Digest, fs.FileInfo)) error {
-	return k.files.Each(k.c.Dir, func(d oci.Digest, e fs.DirEntry) {
-		if info, err := e.Info(); err == nil { // or gone meanwhile
-			do(d, info)
+// each calls do for every blob: the kernel is asked of each by its name alone, as there may be very many.
+func (k *Cache) each(do func(alg digest.Algorithm, name string, st *unix.Stat_t)) error {
+	var errs []error
+	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
+		errs = append(errs, k.eachOf(alg, do))
+	}
+	return errors.Join(errs...)
+}
+
+func (k *Cache) eachOf(alg digest.Algorithm, do func(alg digest.Algorithm, name string, st *unix.Stat_t)) error {
+	dir, err := os.Open(k.path("blobs", alg.String()))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	var st unix.Stat_t
+	for {
+		names, err := dir.Readdirnames(1024)
+		for _, name := range names {
+			if alg.Validate(name) != nil || unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+				continue // nothing of ours, or gone meanwhile
+			}
+			do(alg, name, &st)
 		}
-	})
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Walk implements [chain.Walker].
+func (k *Cache) Walk(do func(oci.Digest)) error {
+	return k.each(func(alg digest.Algorithm, name string, _ *unix.Stat_t) { do(digest.NewDigestFromEncoded(alg, name)) })
 }
 
 // Close writes what is not written yet and gives the directory free.

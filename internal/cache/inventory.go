@@ -2,7 +2,7 @@ package cache
 
 import (
 	"bytes"
-	"crypto/sha512"
+	"crypto/sha256"
 	"encoding/hex"
 	"io/fs"
 	"os"
@@ -10,15 +10,17 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"pier/internal/chain"
 	"pier/internal/oci"
 )
 
-// An inventory is what is here at one time. It is made for a hundred thousand files: 100 bytes for each.
+// An inventory is what is here at one time. It is made for a hundred thousand files: 64 bytes for each.
 type inventory struct {
 	items  []item // sorted by key
 	images []image
+	long   map[key]oci.Digest // those whose key is not all of them
 }
 
 // An item is content.
@@ -30,22 +32,24 @@ type item struct {
 	needed int32 // how many images need it
 }
 
-// A key is a digest: its algorithm, then its value.
-type key [1 + sha512.Size]byte
+// A key is what tells one digest from all others: its algorithm, and the first 256 bits of its value.
+type key [1 + sha256.Size]byte
 
-func keyOf(d oci.Digest) (k key) {
-	if d.Algorithm() == digest.SHA512 {
+func keyOf(alg digest.Algorithm, value string) (k key) {
+	if alg == digest.SHA512 {
 		k[0] = 1
 	}
-	_, _ = hex.Decode(k[1:], []byte(d.Encoded())) // it was parsed
+	_, _ = hex.Decode(k[1:], []byte(value[:2*sha256.Size])) // it was parsed
 	return k
 }
 
-func (k *key) digest() oci.Digest {
+// digest returns the digest of an item.
+func (v *inventory) digest(i int32) oci.Digest {
+	k := &v.items[i].key
 	if k[0] == 1 {
-		return digest.NewDigestFromBytes(digest.SHA512, k[1:])
+		return v.long[*k]
 	}
-	return digest.NewDigestFromBytes(digest.SHA256, k[1:1+digest.SHA256.Size()])
+	return digest.NewDigestFromBytes(digest.SHA256, k[1:])
 }
 
 // An image is what goes or stays together: a manifest that has a name, or that nothing refers to, with all it refers to.
@@ -59,7 +63,7 @@ func (v *inventory) find(d oci.Digest) (int32, bool) {
 	if _, err := oci.ParseDigest(d.String()); err != nil {
 		return 0, false
 	}
-	want := keyOf(d)
+	want := keyOf(d.Algorithm(), d.Encoded())
 	i := sort.Search(len(v.items), func(i int) bool { return bytes.Compare(v.items[i].key[:], want[:]) >= 0 })
 	return int32(i), i < len(v.items) && v.items[i].key == want
 }
@@ -67,12 +71,15 @@ func (v *inventory) find(d oci.Digest) (int32, bool) {
 // inventory finds out what is here, and counts it. Content that no image needs, such as a blob asked for alone, is an image of its own.
 func (k *Cache) inventory() (*inventory, error) {
 	_, blobs := k.Size()
-	v := &inventory{items: make([]item, 0, blobs)}
+	v := &inventory{items: make([]item, 0, blobs), long: make(map[key]oci.Digest)}
 	var total int64
-	if err := k.each(func(d oci.Digest, info fs.FileInfo) {
-		kept := info.ModTime().UnixNano()
-		v.items = append(v.items, item{key: keyOf(d), size: info.Size(), kept: kept, used: kept})
-		total += info.Size()
+	if err := k.each(func(alg digest.Algorithm, name string, st *unix.Stat_t) {
+		it := item{key: keyOf(alg, name), size: st.Size, kept: st.Mtim.Nano(), used: st.Mtim.Nano()}
+		if alg == digest.SHA512 {
+			v.long[it.key] = digest.NewDigestFromEncoded(alg, name)
+		}
+		v.items = append(v.items, it)
+		total += st.Size
 	}); err != nil {
 		return nil, err
 	}
@@ -155,7 +162,7 @@ func (k *Cache) image(v *inventory, root int32) image {
 		if it.size > oci.MaxManifest {
 			continue
 		}
-		info, _, err := k.files.Manifest(k.c.Dir, it.key.digest())
+		info, _, err := k.files.Manifest(k.c.Dir, v.digest(queue[0]))
 		if err != nil {
 			continue // a blob, or damaged: what it referred to is judged on its own
 		}

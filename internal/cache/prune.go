@@ -94,7 +94,7 @@ func (k *Cache) describe(v *inventory) []described {
 	for n := range v.images {
 		img := &v.images[n]
 		root := &v.items[img.content[0]]
-		d := Image{Names: []string{}, Digest: root.key.digest(), Kept: time.Unix(0, root.kept), Used: time.Unix(0, img.used)}
+		d := Image{Names: []string{}, Digest: v.digest(img.content[0]), Kept: time.Unix(0, root.kept), Used: time.Unix(0, img.used)}
 		var only map[string]bool
 		if known := names[d.Digest]; known != nil {
 			sort.Strings(known)
@@ -236,7 +236,7 @@ func (k *Cache) remove(v *inventory, list []described, most int64, dryRun bool) 
 				continue
 			}
 			if !dryRun {
-				if err := k.drop(it.key.digest()); err != nil {
+				if err := k.drop(v.digest(i)); err != nil {
 					return p, err
 				}
 			}

@@ -18,8 +18,8 @@ import (
 // called was proven by who stored it, and is not read again. What is in no file is proven once and for all.
 //
 // Content found wrong is logged and blamed on src; if src does not mind (see [oci.Blamer]), Once itself does not offer
-// it for ten minutes. A part of content not proven yet is served as it is, and the whole is read and judged in
-// the background; see [Proved] for those who must not have that.
+// it for ten minutes. Before a part of content not proven yet is served, all of it is read; see [Proved] for those who must not be given
+// the whole before that, either.
 //
 // It is also a [Holder], of what src holds, a [Doubter] and an [oci.Lister].
 func Once(log *slog.Logger, origin string, src oci.Source) oci.Source {
@@ -111,7 +111,22 @@ func (o *once) Open(ctx context.Context, ref oci.Reference, offset, length int64
 	case whole(offset, length, desc):
 		return &proving{&verifier{r: rc, desc: desc, hash: desc.Digest.Algorithm().Hash()}, o, ref, s}, desc, nil
 	}
-	o.check(ref, false)
+	// A part proves nothing by itself, so all of it is read first: once, as long as the file stays what it is.
+	rc.Close()
+	if _, err := o.settle(ctx, ref); err != nil {
+		if ctx.Err() != nil {
+			o.check(ref, false) // clients that do not wait for it must not be what keeps it from ever being proven
+		}
+		return nil, oci.Descriptor{}, err
+	}
+	rc, desc, s, err = o.open(ctx, ref, offset, length)
+	if err == nil && !o.proven(ref.Digest, s) {
+		rc.Close()
+		err = fmt.Errorf("%s changed while it was proven: %w", ref.Digest, oci.ErrUnavailable)
+	}
+	if err != nil {
+		return nil, oci.Descriptor{}, err
+	}
 	return rc, desc, nil
 }
 

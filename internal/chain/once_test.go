@@ -90,26 +90,26 @@ func TestOnceBlamesASourceThatMinds(t *testing.T) {
 	}
 }
 
-// A part says nothing of the whole: it is served, and the whole is judged behind it.
-func TestOnceJudgesTheWholeBehindAPart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		src := &ocitest.Memory{}
-		b := ocitest.Bytes(1, 1000)
-		ref := blobOf(src, b)
-		wrong := bytes.Clone(b)
-		wrong[999] ^= 1
-		src.AddAs(ref.Digest, "", wrong)
-		o := Once(quiet, "memory", src)
-		rc, _, err := o.Open(t.Context(), ref, 0, 10)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rc.Close()
-		synctest.Wait()
-		if _, _, err := o.Open(t.Context(), ref, 0, 10); !errors.Is(err, oci.ErrNotFound) {
-			t.Errorf("got error %v, want ErrNotFound", err)
-		}
-	})
+// A part says nothing of the whole, which is proven before it is served.
+func TestOnceProvesTheWholeBeforeAPart(t *testing.T) {
+	src := newFaulty()
+	b := ocitest.Bytes(1, 1000)
+	wrong := bytes.Clone(b)
+	wrong[999] ^= 1
+	bad, good := blobOf(src.Memory, b), blobOf(src.Memory, ocitest.Bytes(2, 1000))
+	src.AddAs(bad.Digest, "", wrong)
+	o := Once(quiet, "memory", src)
+	if _, _, err := o.Open(t.Context(), bad, 0, 10); !errors.Is(err, oci.ErrDigestMismatch) {
+		t.Errorf("a part of what is wrong: got error %v, want %v", err, oci.ErrDigestMismatch)
+	}
+	rc, _, err := o.Open(t.Context(), good, 990, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	if got, err := io.ReadAll(rc); err != nil || !bytes.Equal(got, ocitest.Bytes(2, 1000)[990:]) {
+		t.Errorf("a part of what is right: got %d bytes, %v", len(got), err)
+	}
 }
 
 // Proven once, a file goes to the socket as it is.

@@ -18,10 +18,15 @@ import (
 	"pier/internal/oci"
 )
 
+// A Walker tells what content it has, without having all of it in memory: there may be very much.
+type Walker interface {
+	Walk(do func(d oci.Digest)) error // an error comes with what could be read all the same
+}
+
 // A Scrubber reads what is on disk again and again, so that what a disk lost is found before somebody asks for it. Set up, it is for one
 // goroutine.
 type Scrubber struct {
-	Source oci.Source // as Once returned it, over a [Holder]: what is found wrong is blamed there
+	Source oci.Source // as Once returned it, over a [Walker]: what is found wrong is blamed there
 	Rate   int64      // bytes a second that are read at most
 	Pause  time.Duration
 	Log    *slog.Logger
@@ -30,6 +35,7 @@ type Scrubber struct {
 
 const (
 	scrubPiece = 256 << 10 // bytes read at once
+	scrubFile  = 64 << 10  // what a file counts at least: opening it costs, too
 	scrubAlign = 4 << 10   // of memory and offsets, for the disk itself to be read
 )
 
@@ -39,26 +45,25 @@ func (s Scrubber) Run(ctx context.Context) error {
 	if !ok {
 		return errors.New("scrub: the source proves nothing")
 	}
-	holder, ok := o.Source.(Holder)
+	holder, ok := o.Source.(Walker)
 	if !ok {
 		return errors.New("scrub: the source does not tell what it has")
 	}
 	buf := aligned(scrubPiece)
 	for {
-		list, err := holder.Holdings()
-		if err != nil {
-			s.Log.WarnContext(ctx, "not all content can be scrubbed", "err", err)
-		}
-		// In any order: whoever is restarted each day gets to all of it, too.
-		rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
-		for _, d := range list {
-			select {
-			case <-ctx.Done():
-				return nil
-			default:
-			}
-			if err := s.one(ctx, o, d, buf); err != nil && ctx.Err() == nil {
-				s.Log.WarnContext(ctx, "content not scrubbed", "digest", d, "err", err)
+		// From anywhere on, and then the rest: whoever is restarted each day gets to all of it, too.
+		pivot := oci.Digest(fmt.Sprintf("sha256:%08x", rand.Uint32()))
+		for _, before := range []bool{false, true} {
+			err := holder.Walk(func(d oci.Digest) {
+				if ctx.Err() != nil || (d < pivot) != before {
+					return
+				}
+				if err := s.one(ctx, o, d, buf); err != nil && ctx.Err() == nil {
+					s.Log.WarnContext(ctx, "content not scrubbed", "digest", d, "err", err)
+				}
+			})
+			if err != nil {
+				s.Log.WarnContext(ctx, "not all content can be scrubbed", "err", err)
 			}
 		}
 		select {
@@ -82,7 +87,7 @@ func (s Scrubber) one(ctx context.Context, o *once, d oci.Digest, buf []byte) er
 	}
 	defer rc.Close()
 	h := desc.Digest.Algorithm().Hash()
-	err = s.digest(ctx, rc, h, buf)
+	err = s.digest(ctx, rc, desc.Size, h, buf)
 	switch {
 	case ctx.Err() != nil:
 		return nil
@@ -94,36 +99,38 @@ func (s Scrubber) one(ctx context.Context, o *once, d oci.Digest, buf []byte) er
 }
 
 // digest reads what is on disk of a file, and not what is in memory of it, where the file system can do that.
-func (s Scrubber) digest(ctx context.Context, rc io.Reader, h hash.Hash, buf []byte) error {
-	var from = rc
+func (s Scrubber) digest(ctx context.Context, rc io.Reader, size int64, h hash.Hash, buf []byte) error {
+	from := rc
 	if file, ok := rc.(*section); ok {
 		if direct, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", file.file.Fd()), os.O_RDONLY|unix.O_DIRECT, 0); err == nil {
 			defer direct.Close()
 			from = direct
 		}
 	}
-	for {
+	done := int64(0)
+	for least := scrubFile; ; least = 0 {
 		begun := time.Now()
 		n, err := from.Read(buf)
 		h.Write(buf[:n])
+		done += int64(n)
 		if s.Read != nil {
 			s.Read(n)
 		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
 		if errors.Is(err, syscall.EINVAL) && from != rc { // it opens so, and cannot be read so
 			h.Reset()
-			from = rc
+			from, done = rc, 0
 			continue
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-time.After(time.Duration(int64(n)*int64(time.Second)/s.Rate) - time.Since(begun)):
+		case <-time.After(time.Duration(int64(max(n, least))*int64(time.Second)/s.Rate) - time.Since(begun)):
+		}
+		if err != nil || done >= size {
+			return nil
 		}
 	}
 }

@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -29,9 +30,9 @@ func (h *held) Open(_ context.Context, ref oci.Reference, offset, length int64) 
 	return rc, desc, err
 }
 
-func (h *held) Holdings() ([]oci.Digest, error) { return h.List(h.dir) }
-func (h *held) Names() []oci.Reference          { return nil }
-func (h *held) Changed() time.Time              { return time.Time{} }
+func (h *held) Walk(do func(oci.Digest)) error {
+	return h.Each(h.dir, func(d oci.Digest, _ fs.DirEntry) { do(d) })
+}
 
 func (h *held) Blame(ref oci.Reference, _ string) { _ = os.Remove(BlobPath(h.dir, ref.Digest)) }
 

@@ -48,12 +48,14 @@ const (
 func (n *Node) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /images", func(w http.ResponseWriter, r *http.Request) {
+		defer n.reserveInventory()()
 		list, err := n.cache.Images(r.Context(), r.URL.Query()["pattern"])
 		tell(w, list, err)
 	})
 	mux.HandleFunc("POST /prune", func(w http.ResponseWriter, r *http.Request) {
 		var p cache.Prune
 		if hear(w, r, &p) {
+			defer n.reserveInventory()()
 			done, err := n.cache.Prune(r.Context(), p)
 			if err == nil && !p.DryRun {
 				n.log.InfoContext(r.Context(), "images removed on request", "images", len(done.Images), "bytes", done.Bytes, "left", done.Left)
@@ -71,6 +73,14 @@ func (n *Node) controlHandler() http.Handler {
 		Source: n.whole, Push: n.cache, PushSource: cache.SourceArchive, Door: "control", Log: n.log, Metrics: n.metrics,
 	}))
 	return mux
+}
+
+// reserveInventory lets the collector leave room for what is told of all that the cache has, until the function it returns is called.
+func (n *Node) reserveInventory() (release func()) {
+	const each = 128 // bytes
+	_, blobs := n.cache.Size()
+	n.memory.reserve(blobs * each)
+	return func() { n.memory.reserve(-blobs * each) }
 }
 
 // acceptPush has the node door keep what clients push, if that is wanted.
