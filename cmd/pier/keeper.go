@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -53,15 +54,28 @@ func (k *keeper) open(create bool) error {
 	if _, err := os.Stat(filepath.Join(dir, "pier")); errors.Is(err, os.ErrNotExist) && !create {
 		return fmt.Errorf("there is no cache in %s: say where it is by --cache-dir or %s", dir, cacheVariable)
 	}
-	k.cache, err = cache.Open(cache.Config{Dir: dir, Log: slog.New(slog.DiscardHandler)})
-	if !errors.Is(err, cache.ErrLocked) {
-		return err
+	for end := time.Now().Add(lockedFor); ; time.Sleep(100 * time.Millisecond) {
+		k.cache, err = cache.Open(cache.Config{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+		if !errors.Is(err, cache.ErrLocked) {
+			return err
+		}
+		conn, dialled := dialUnix(context.Background(), node.ControlSocket(dir))
+		if dialled == nil {
+			conn.Close()
+			break
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s: %w that is no node, such as pier load: try again when that is over", dir, cache.ErrLocked)
+		}
 	}
 	k.cache, k.client = nil, &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return dialUnix(ctx, node.ControlSocket(dir))
 	}}}
 	return nil
 }
+
+// lockedFor is how long a cache is waited for that another command has, or a node that starts or ends.
+const lockedFor = 5 * time.Second
 
 // dialUnix connects to a socket whose name may be longer than an address.
 func dialUnix(ctx context.Context, path string) (net.Conn, error) {

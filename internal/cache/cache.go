@@ -35,6 +35,9 @@ type Config struct {
 	MaxBytes int64  // bytes of content kept before the least recently used images go; 0: no limit
 	Log      *slog.Logger
 	Metrics  *metrics.Set // nil: a set of its own
+
+	// Wait is how long to wait for another process that has the directory open: a command that is over in a moment, say.
+	Wait time.Duration
 }
 
 // A Cache is an [oci.Store] and an [oci.Spool] on disk.
@@ -83,6 +86,9 @@ var (
 // ErrLocked says that another process uses the directory.
 var ErrLocked = errors.New("in use by another process")
 
+// lockedAgain is how long after it was locked the directory is tried again.
+const lockedAgain = 50 * time.Millisecond
+
 // maxRemembered bounds each of the maps that only save work: about 0.5 MB.
 const maxRemembered = 4096
 
@@ -128,7 +134,12 @@ func (k *Cache) acquire() error {
 	if err != nil {
 		return fmt.Errorf("cache lock: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	for end := time.Now().Add(k.c.Wait); ; time.Sleep(lockedAgain) {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			break
+		}
+	}
+	if err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return fmt.Errorf("cache directory %s: %w; give each node a directory of its own", k.c.Dir, ErrLocked)

@@ -221,6 +221,9 @@ func spoolDir() string {
 	return large
 }
 
+// lockedFor is how long a cache that is locked is waited for: a command may have it for a moment, pier list for example.
+const lockedFor = 5 * time.Second
+
 func (n *Node) openCache() error {
 	if n.cfg.CacheDir == "" {
 		if len(n.cfg.Preload) > 0 || n.cfg.Refresh > 0 {
@@ -229,7 +232,7 @@ func (n *Node) openCache() error {
 		return nil
 	}
 	var err error
-	n.cache, err = cache.Open(cache.Config{Dir: n.cfg.CacheDir, MaxBytes: n.cfg.CacheMaxBytes, Log: n.log, Metrics: n.metrics})
+	n.cache, err = cache.Open(cache.Config{Dir: n.cfg.CacheDir, MaxBytes: n.cfg.CacheMaxBytes, Log: n.log, Metrics: n.metrics, Wait: lockedFor})
 	return err
 }
 
