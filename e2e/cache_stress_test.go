@@ -387,7 +387,9 @@ func TestSIGTERMInPushesAndLoads(t *testing.T) {
 	}()
 	time.Sleep(time.Second)
 	p.terminate(t, 10*time.Second)
-	<-sent
+	if err := <-sent; err == nil {
+		t.Log("the push was over before the stop")
+	}
 	p.start(t)
 	front.LimitRate(0, 0)
 	newClient(p.node, "registry.test").mustPull(t, "app", "v1", want)

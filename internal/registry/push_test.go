@@ -308,7 +308,7 @@ func FuzzPush(f *testing.F) {
 		f.Add(seed[0], seed[1], seed[2], seed[3])
 	}
 	f.Fuzz(func(t *testing.T, method, target, contentRange, body string) {
-		req, err := http.NewRequest(method, "http://node"+target, strings.NewReader(body)) //nolint:noctx // of the test
+		req, err := http.NewRequest(method, "http://node"+target, strings.NewReader(body))
 		if err != nil || len(body) > 1<<16 {
 			return
 		}
