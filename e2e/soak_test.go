@@ -336,7 +336,7 @@ func (s *soak) settle(before state) {
 	}
 	http.DefaultClient.CloseIdleConnections()
 	var after state
-	const few = 4 // such as what the collector started
+	const few = 4                                                           // such as what the collector started
 	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(time.Second) { // connections that are kept for the next request end by themselves
 		if after = s.state(); after.goroutines <= before.goroutines+few && after.files <= before.files+few {
 			break
