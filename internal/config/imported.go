@@ -246,7 +246,9 @@ func scalar(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Tag:
 // settings are lines of a configuration.
 type settings struct{ lines []string }
 
-func (s *settings) remark(text string) { s.lines = append(s.lines, "# "+text) }
+func (s *settings) remark(text string) {
+	s.lines = append(s.lines, "# "+strings.Join(strings.Fields(text), " ")) // on one line, whatever is quoted
+}
 
 func (s *settings) set(key, value string) {
 	if value == "" {
