@@ -273,3 +273,33 @@ func TestArchivesAreLoaded(t *testing.T) {
 		})
 	}
 }
+
+// Where clients show certificates, whoever has one may push, without a password.
+func TestClientsWithACertificatePush(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t)
+	pair := ca.issue(t, "node.test")
+	p := startPier(t, pierConfig{args: []string{
+		"--cache-dir", t.TempDir(), "--accept-push", "--default-registry", "site.test", "--air-gapped", "--tls-cert", pair.cert, "--tls-key", pair.key, "--tls-client-ca", ca.file,
+	}})
+	door := newTLSClient(t, p, ca, ca.issue(t, "client.test"))
+	want := newImage(t, 100<<10)
+	send := func(method, path, contentType string, body []byte) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, door.door+path, bytes.NewReader(body))
+		must(t, err)
+		req.Header.Set("Content-Type", contentType)
+		resp, err := door.http.Do(req)
+		must(t, err)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusCreated {
+			t.Fatalf("%s %s: %s", method, path, resp.Status)
+		}
+	}
+	for _, b := range want.blobs {
+		send(http.MethodPost, "/v2/app/blobs/uploads/?digest="+b.Digest.String(), "application/octet-stream", b.data)
+	}
+	send(http.MethodPut, "/v2/app/manifests/v1", want.root().MediaType, want.root().data)
+	door.registry = ""
+	door.mustPull(t, "app", "v1", want)
+}
