@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -81,20 +82,25 @@ func (l *loader) run(cmd *cobra.Command, args []string) error {
 	if err := l.keeper.open(true); err != nil {
 		return err
 	}
+	stop := func() {}
 	if !l.quiet {
 		l.meter = &snapshot.Meter{}
-		defer showProgress(cmd.ErrOrStderr(), l.meter)()
+		stop = showProgress(cmd.ErrOrStderr(), l.meter)
 	}
-	l.options.Total = func(size int64) { l.meter.Begin("loading", size) }
+	defer stop()
+	stage := ""
+	l.options.Total = func(size int64) { l.meter.Begin(stage, size) }
 	l.options.Done = l.meter.Add
 	begun := time.Now()
 	for i, item := range items {
 		if cmd.Context().Err() != nil {
 			break
 		}
-		l.meter.Begin(fmt.Sprintf("%d of %d: %s", i+1, len(items), item.Text), 0)
+		stage = fmt.Sprintf("%d/%d %s", i+1, len(items), path.Base(item.Text))
+		l.meter.Begin(stage, 0)
 		l.item(cmd.Context(), item)
 	}
+	stop()
 	if err := errors.Join(context.Cause(cmd.Context()), l.keeper.close()); err != nil {
 		return err
 	}

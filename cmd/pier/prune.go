@@ -87,6 +87,14 @@ func printPruned(cmd *cobra.Command, done cache.Pruned, asJSON bool) error {
 	if done.DryRun {
 		verb = "would be removed"
 	}
-	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "%d images %s, %s freed, %s left\n", len(done.Images), verb, sizeText(done.Bytes), sizeText(done.Left))
+	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s %s, %s freed, %s left\n", counted(len(done.Images), "image"), verb, sizeText(done.Bytes), sizeText(done.Left))
 	return err
+}
+
+// counted says how many of something there are.
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
