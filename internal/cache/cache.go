@@ -49,6 +49,7 @@ type Cache struct {
 
 	bytes atomic.Int64 // of content
 	blobs atomic.Int64
+	stays atomic.Int64 // bytes up to which an eviction would free nothing, as far as is known
 
 	settle sync.RWMutex // held for writing while images are evicted, for reading while content is kept
 
@@ -256,7 +257,7 @@ func (k *Cache) keep() {
 }
 
 func (k *Cache) checkFull() {
-	if k.c.MaxBytes > 0 && k.bytes.Load() > k.c.MaxBytes {
+	if k.c.MaxBytes > 0 && k.bytes.Load() > max(k.c.MaxBytes, k.stays.Load()) {
 		select {
 		case k.full <- struct{}{}:
 		default:

@@ -247,6 +247,7 @@ func (k *Cache) remove(v *inventory, list []described, most int64, dryRun bool) 
 	if dryRun {
 		return p, nil
 	}
+	k.stays.Store(0)
 	return p, k.dropMarks()
 }
 
@@ -261,6 +262,7 @@ func (k *Cache) evict() error {
 		return err
 	}
 	k.evicted.Add(int(p.Bytes))
+	k.stays.Store(p.Left + k.c.MaxBytes/slack)
 	k.c.Log.Info("cache was full, least recently used images evicted", "images", len(p.Images), "bytes", p.Bytes, "left", p.Left)
 	if p.Left > k.c.MaxBytes {
 		k.c.Log.Warn("what was pushed or came from archives takes more than the cache may: remove some with pier prune, or allow more", "left", p.Left, "max", k.c.MaxBytes)

@@ -21,8 +21,9 @@ import (
 // Pushers are those who may push: by name and password, for which they get a token, as the token authentication of the distribution project has
 // it: https://distribution.github.io/distribution/spec/auth/token/. Whoever only pulls gets a token without a name.
 type Pushers struct {
-	key  [sha256.Size]byte // of tokens; new at each start
-	turn chan struct{}     // held by whoever checks a password, which costs on purpose
+	key   [sha256.Size]byte // of tokens; new at each start
+	turn  chan struct{}     // held by whoever checks a password, which costs on purpose
+	queue chan struct{}     // held by them, and by those who wait for that
 
 	mu    sync.Mutex // guards all below
 	users map[string][]byte
@@ -34,11 +35,12 @@ const (
 	tokenPrefix = "pier1."    // tells our tokens from those of registries, also after a restart
 	remembered  = time.Minute // a right password, so that one push checks it once
 	maxPairs    = 64
+	maxChecks   = 32 // passwords that are checked, or wait for it; beyond, whoever guesses must not keep others waiting
 )
 
 // NewPushers returns those that a file of htpasswd -B lists.
 func NewPushers(file string) (*Pushers, error) {
-	p := &Pushers{turn: make(chan struct{}, 1)}
+	p := &Pushers{turn: make(chan struct{}, 1), queue: make(chan struct{}, maxChecks)}
 	_, _ = rand.Read(p.key[:]) // never fails
 	return p, p.Reload(file)
 }
@@ -84,6 +86,12 @@ func (p *Pushers) right(name, password string) bool {
 	p.mu.Unlock()
 	if !listed || time.Now().Before(until) {
 		return listed
+	}
+	select {
+	case p.queue <- struct{}{}:
+		defer func() { <-p.queue }()
+	default:
+		return false
 	}
 	p.turn <- struct{}{}
 	err := bcrypt.CompareHashAndPassword(hash, []byte(password))
