@@ -22,7 +22,8 @@ func loadCommand() *cobra.Command {
 		Short: "Load images into a cache",
 		Long: `Load images into a cache, whether a node runs on it or not: from their registries, or from archives that docker save or skopeo wrote. With
 --file, what lists name: a reference or an archive on each line, and comments from # on. What is there already is not fetched again. An image
-that fails does not keep the others from being loaded; what failed is said at the end, and the exit status is 1.
+that fails does not keep the others from being loaded; what failed is said at the end, and the exit status is 1. Where a node runs, it asks the
+registries, with its own settings; else --upstreams and --allow-upstream say how they are reached.
 
 An argument is a file if it begins with /, ./ or ../, or ends as archives do (.tar, .tar.gz, .tgz); else it is a reference.`,
 		Example: `  pier load alpine:3.20 registry.example.com/team/app:v1
