@@ -136,7 +136,7 @@ func (n *Node) preload(ctx context.Context) error {
 }
 
 func (n *Node) preloadOne(ctx context.Context, item load.Item) error {
-	options := chain.ImageOptions{Platforms: n.cfg.PreloadPlatforms, Referrers: true}
+	options := chain.ImageOptions{Platforms: n.cfg.PreloadPlatforms}
 	switch {
 	case item.Err != nil:
 		return item.Err
