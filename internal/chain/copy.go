@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -60,10 +61,10 @@ func Copy(ctx context.Context, to Target, src oci.Source, ref oci.Reference, opt
 	return img, name(as.Tag, img.Root)
 }
 
-// Fetch reads an image and all that belongs to it from src, so that src has it from then on, as a source does that keeps what it fetches. What here
-// has is not read.
+// Fetch reads an image and all that belongs to it from src, so that here has it from then on, where src keeps what it fetches. What here has is not
+// read. What is not kept, because the disk is full, say, is an error.
 func Fetch(ctx context.Context, src, here oci.Source, ref oci.Reference, opt CopyOptions) (*Image, error) {
-	return each(ctx, src, ref, opt, func(ctx context.Context, b v1.Descriptor) error {
+	img, err := each(ctx, src, ref, opt, func(ctx context.Context, b v1.Descriptor) error {
 		named := oci.Reference{Registry: ref.Registry, Repository: ref.Repository, Kind: oci.Blob, Digest: b.Digest}
 		if desc, err := here.Resolve(ctx, named); err == nil && desc.Missing == 0 {
 			if opt.Done != nil {
@@ -76,8 +77,44 @@ func Fetch(ctx context.Context, src, here oci.Source, ref oci.Reference, opt Cop
 			return err
 		}
 		defer rc.Close()
-		return drain(ctx, &counted{rc, opt.Done})
+		if err := drain(ctx, &counted{rc, opt.Done}); err != nil {
+			return err
+		}
+		return awaitKept(ctx, here, named)
 	})
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range img.Manifests {
+		if err := awaitKept(ctx, here, oci.Reference{Registry: ref.Registry, Repository: ref.Repository, Kind: oci.Manifest, Digest: m.Digest}); err != nil {
+			return nil, err
+		}
+	}
+	return img, nil
+}
+
+// keptFor is how long after its last byte content is waited for to be kept.
+const keptFor = 10 * time.Second
+
+// awaitKept waits until here has content that was read to its end.
+func awaitKept(ctx context.Context, here oci.Source, ref oci.Reference) error {
+	for end := time.Now().Add(keptFor); ; {
+		desc, err := here.Resolve(ctx, ref)
+		if err == nil && desc.Missing == 0 {
+			return nil
+		}
+		if err == nil {
+			err = oci.ErrUnavailable
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s came and was not kept; the node's log says why: a full disk, or a limit that is smaller than it: %w", ref, err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // each reads an image, and calls do for its blobs.

@@ -1,8 +1,11 @@
 package chain
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"testing"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -46,16 +49,36 @@ func TestReadImageIsBounded(t *testing.T) {
 	}
 }
 
-// What here has is not read, and the rest is, to its end.
+// What here has is not read, and the rest is, to its end, and kept.
 func TestFetch(t *testing.T) {
 	var src, here ocitest.Memory
 	ref := oci.Reference{Registry: "registry.test", Repository: "app", Kind: oci.Manifest, Tag: "v1"}
 	layers := [][]byte{ocitest.Bytes(1, 1000), ocitest.Bytes(2, 2000)}
 	src.Image(ref, layers...)
 	here.Add("", layers[0])
+	k := &keeping{Source: &src, here: &here}
 	var total, done int64
-	img, err := Fetch(t.Context(), &src, &here, ref, CopyOptions{Total: func(n int64) { total = n }, Done: func(n int64) { done += n }})
+	img, err := Fetch(t.Context(), k, &here, ref, CopyOptions{Total: func(n int64) { total = n }, Done: func(n int64) { done += n }})
 	if err != nil || len(img.Blobs) != 3 || total < 3000 || done != total {
 		t.Errorf("got %+v, %v, %d of %d bytes", img, err, done, total)
 	}
+	if k.opened != 3 { // the manifest, its configuration, a layer
+		t.Errorf("%d contents were read, want 3", k.opened)
+	}
+}
+
+// keeping is a source that keeps what is asked of it.
+type keeping struct {
+	oci.Source
+	here   oci.Store
+	opened int
+}
+
+func (k *keeping) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+	k.opened++
+	b, desc, err := ocitest.ReadAll(ctx, k.Source, ref)
+	if err != nil {
+		return nil, desc, err
+	}
+	return io.NopCloser(bytes.NewReader(b)), desc, k.here.Put(ctx, desc, bytes.NewReader(b))
 }
