@@ -157,6 +157,7 @@ func (p *proving) Read(b []byte) (int, error) {
 		p.o.prove(p.ref.Digest, p.stamp)
 	case errors.Is(err, oci.ErrDigestMismatch):
 		p.o.Blame(p.ref, p.o.origin)
+		err = fmt.Errorf("%w: %w", oci.ErrDamaged, err)
 	}
 	return n, err
 }

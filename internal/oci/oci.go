@@ -27,6 +27,7 @@ var (
 	ErrUnavailable    = errors.New("unavailable")                       // could not be asked: unreachable, timed out, 5xx
 	ErrDigestMismatch = errors.New("content does not match its digest") // bytes are wrong; nothing of them may be kept
 	ErrTooLarge       = errors.New("too large")                         // a manifest over MaxManifest
+	ErrDamaged        = errors.New("a copy on this node is damaged")    // and not offered any more: whoever asks again gets another
 )
 
 // MaxManifest is the largest manifest Pier handles, in bytes: the size every registry should accept at least, by the

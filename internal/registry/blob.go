@@ -51,10 +51,10 @@ func (h *handler) wholeBlob(ctx context.Context, w *response, ref oci.Reference)
 	return again(w, func() error { return h.sendBlob(ctx, w, ref) })
 }
 
-// again sends content, and once more where what supplied it was found wrong before the client was given a byte: by then another source is asked.
+// again sends content, and once more where a copy on this node was found damaged before the client was given a byte: another source is asked then.
 func again(w *response, send func() error) error {
 	err := send()
-	if errors.Is(err, oci.ErrDigestMismatch) && !w.started {
+	if errors.Is(err, oci.ErrDamaged) && !w.started {
 		err = send()
 	}
 	return err
