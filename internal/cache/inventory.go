@@ -68,24 +68,20 @@ func (v *inventory) find(d oci.Digest) (int32, bool) {
 	return int32(i), i < len(v.items) && v.items[i].key == want
 }
 
-// inventory finds out what is here, and counts it. Content that no image needs, such as a blob asked for alone, is an image of its own.
+// inventory finds out what is here. Content that no image needs, such as a blob asked for alone, is an image of its own.
 func (k *Cache) inventory() (*inventory, error) {
 	_, blobs := k.Size()
 	v := &inventory{items: make([]item, 0, blobs), long: make(map[key]oci.Digest)}
-	var total int64
 	if err := k.each(func(alg digest.Algorithm, name string, st *unix.Stat_t) {
 		it := item{key: keyOf(alg, name), size: st.Size, kept: st.Mtim.Nano(), used: st.Mtim.Nano()}
 		if alg == digest.SHA512 {
 			v.long[it.key] = digest.NewDigestFromEncoded(alg, name)
 		}
 		v.items = append(v.items, it)
-		total += st.Size
 	}); err != nil {
 		return nil, err
 	}
 	sort.Slice(v.items, func(i, j int) bool { return bytes.Compare(v.items[i].key[:], v.items[j].key[:]) < 0 })
-	k.bytes.Store(total) // whatever happened to the directory meanwhile, this is what is there
-	k.blobs.Store(int64(len(v.items)))
 	if err := k.uses(v); err != nil {
 		return nil, err
 	}

@@ -158,6 +158,12 @@ func (k *Cache) Prune(_ context.Context, p Prune) (Pruned, error) {
 	if err != nil {
 		return Pruned{}, err
 	}
+	total := int64(0)
+	for i := range v.items {
+		total += v.items[i].size
+	}
+	k.bytes.Store(total) // whatever happened to the directory meanwhile, this is what is there
+	k.blobs.Store(int64(len(v.items)))
 	return k.remove(v, p.choose(k.describe(v), time.Now()), p.MaxBytes, p.DryRun)
 }
 
