@@ -158,7 +158,7 @@ func (k *Cache) image(v *inventory, root int32) image {
 		if it.size > oci.MaxManifest {
 			continue
 		}
-		info, _, err := k.files.Manifest(k.c.Dir, v.digest(queue[0]))
+		info, err := k.readManifest(v.digest(queue[0]), it.size)
 		if err != nil {
 			continue // a blob, or damaged: what it referred to is judged on its own
 		}
@@ -172,6 +172,16 @@ func (k *Cache) image(v *inventory, root int32) image {
 		}
 	}
 	return img
+}
+
+// readManifest reads a manifest to find out what belongs together: once, and nothing of it is remembered.
+func (k *Cache) readManifest(dgst oci.Digest, size int64) (oci.ManifestInfo, error) {
+	f, err := os.OpenFile(k.blobPath(dgst), os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe that took its place would hang
+	if err != nil {
+		return oci.ManifestInfo{}, err
+	}
+	defer f.Close()
+	return chain.ReadManifest(f, oci.Descriptor{Digest: dgst, Size: size})
 }
 
 // uses sets when content was last used.
