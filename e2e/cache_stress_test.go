@@ -48,16 +48,17 @@ func flip(t *testing.T, name string, offset int64) {
 // A stocked is a node whose cache has an image of a registry.
 type stocked struct {
 	*pier
-	dir   string
-	image *image
-	front *faultproxy.Proxy
-	door  *client
+	dir      string
+	image    *image
+	registry *registry
+	front    *faultproxy.Proxy
+	door     *client
 }
 
 func startStocked(t *testing.T, args ...string) *stocked {
 	t.Helper()
 	registry := startRegistry(t, registryConfig{})
-	s := &stocked{dir: t.TempDir(), image: newImage(t, 3<<20, 200<<10, 100)}
+	s := &stocked{dir: t.TempDir(), image: newImage(t, 3<<20, 200<<10, 100), registry: registry}
 	registry.put(t, "app", "v1", s.image)
 	s.front = startFront(t, registry.addr, 0)
 	s.pier = startPier(t, pierConfig{upstreams: namedUpstream("registry.test", s.front.Host()), args: append([]string{"--cache-dir", s.dir}, args...)})
@@ -205,9 +206,7 @@ func TestTwoImagesShareALayerAndOnePullDies(t *testing.T) {
 	one := newImage(t, 4<<20, 1000)
 	two := newImage(t, 2000)
 	two.blobs[1] = one.layer(0)
-	two.manifests[0] = newJSON(t, one.root().MediaType, map[string]any{
-		"schemaVersion": 2, "mediaType": one.root().MediaType, "config": two.blobs[0].Descriptor, "layers": []any{one.layer(0).Descriptor},
-	})
+	two.manifests[0] = newManifest(t, two.blobs, 0)
 	registry.put(t, "one", "v1", one)
 	registry.put(t, "two", "v1", two)
 	front := startFront(t, registry.addr, 2<<20)

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -53,6 +54,7 @@ func TestFaultsOfUpstreamNeverReachClientsAsContentAndLaterPullsAreHealthy(t *te
 		{"everything is late", []faultproxy.Rule{{Fault: faultproxy.Latency(time.Second)}}, heals},
 		{"HEAD is not spoken", []faultproxy.Rule{{Method: http.MethodHead, Fault: faultproxy.Status(405)}}, heals},
 		{"nobody is let in", []faultproxy.Rule{{Fault: faultproxy.Unauthorized(`Basic realm="e2e"`)}}, fails},
+		{"tokens are given, and none is good enough", []faultproxy.Rule{{Fault: faultproxy.UselessTokens()}}, fails},
 		{"manifests come without a digest", []faultproxy.Rule{{Path: manifests, Fault: faultproxy.NoDigest()}}, heals},
 	} {
 		for _, cache := range []bool{false, true} {
@@ -73,8 +75,9 @@ type faultCase struct {
 
 func (c faultCase) test(t *testing.T, cache bool) {
 	registry := startRegistry(t, registryConfig{})
-	want := newImage(t, 3<<20, 2000)
+	want, other := newImage(t, 3<<20, 2000), newImage(t, 3<<20, 2000)
 	registry.put(t, "app", "v1", want)
+	registry.put(t, "app", "v2", other)
 	front := startFront(t, registry.addr, 0)
 	dir, args := t.TempDir(), []string{"--pull-timeout", "2s"}
 	if cache {
@@ -98,12 +101,17 @@ func (c faultCase) test(t *testing.T, cache bool) {
 	case err != nil && strings.Contains(err.Error(), "bytes of digest"):
 		t.Errorf("wrong content ended cleanly: %v", err)
 	}
+	stopInAPull(t, p, front, "v2", other, c.rules...)
+	spooled = min(spooled, p.spooled(t))
 
 	front.Clear()
 	eventually(t, 30*time.Second, func() error { return door.pull(t.Context(), "app", "v1", want) })
+	door.mustPull(t, "app", "v2", other)
 	if cache {
 		awaitKept(t, dir, want)
+		awaitKept(t, dir, other)
 		checkLayout(t, dir, want)
+		checkLayout(t, dir, other)
 		return
 	}
 	eventually(t, soon, func() error {
@@ -112,6 +120,27 @@ func (c faultCase) test(t *testing.T, cache bool) {
 		}
 		return nil
 	})
+}
+
+// stopInAPull stops a node in the middle of a pull through a fault, which must not keep it from ending, and starts it again.
+func stopInAPull(t *testing.T, p *pier, front *faultproxy.Proxy, tag string, want *image, rules ...faultproxy.Rule) {
+	t.Helper()
+	front.Set(rules...)
+	front.Reset()
+	pulled := make(chan error, 1)
+	go func() { pulled <- newClient(p.node, front.Host()).pull(t.Context(), "app", tag, want) }()
+	eventually(t, soon, func() error {
+		if len(front.Requests()) == 0 {
+			return errors.New("upstream has not been asked")
+		}
+		return nil
+	})
+	time.Sleep(200 * time.Millisecond) // into the blobs, where it gets so far
+	p.terminate(t, 10*time.Second)
+	if err := <-pulled; err != nil && strings.Contains(err.Error(), "bytes of digest") {
+		t.Errorf("wrong content ended cleanly at the stop: %v", err)
+	}
+	p.start(t)
 }
 
 func TestWrongBytesAreNotKeptAndTheNextSourceIsAsked(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -75,14 +76,21 @@ func newPlatformImage(t *testing.T, platform v1.Platform, layerSizes ...int) *im
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, diffID)
 	}
 	i := &image{blobs: append([]blob{newJSON(t, v1.MediaTypeImageConfig, config)}, layers...)}
-	manifest := v1.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Config: i.blobs[0].Descriptor,
-	}
-	for _, layer := range layers {
+	i.manifests = []blob{newManifest(t, i.blobs, 0)}
+	return i
+}
+
+// newManifest returns the manifest of a config and the layers after it, with an annotation of so many bytes.
+func newManifest(t *testing.T, blobs []blob, annotation int) blob {
+	t.Helper()
+	manifest := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Config: blobs[0].Descriptor}
+	for _, layer := range blobs[1:] {
 		manifest.Layers = append(manifest.Layers, layer.Descriptor)
 	}
-	i.manifests = []blob{newJSON(t, v1.MediaTypeImageManifest, manifest)}
-	return i
+	if annotation > 0 {
+		manifest.Annotations = map[string]string{"test": strings.Repeat("x", annotation)}
+	}
+	return newJSON(t, v1.MediaTypeImageManifest, manifest)
 }
 
 // newLayer returns a gzipped tar archive of one file, and the digest of the tar archive.

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -13,8 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/opencontainers/image-spec/specs-go"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"pier/e2e/faultproxy"
 )
 
 // The program goes on every node, over every link.
@@ -75,6 +75,96 @@ func TestFullCacheDiskStopsNoStream(t *testing.T) {
 	door.mustPull(t, "small", "v1", small)
 	awaitKept(t, dir, small)
 	checkLayout(t, dir, small)
+}
+
+// fill takes all of a file system but so many KiB, until free is called.
+func fill(t *testing.T, dir string, spare int64) (free func()) {
+	t.Helper()
+	name := filepath.Join(dir, "filler")
+	f, err := os.Create(name)
+	must(t, err)
+	block := make([]byte, 64<<10)
+	for err == nil {
+		_, err = f.Write(block)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	info, err := f.Stat()
+	must(t, err)
+	must(t, f.Truncate(info.Size()-spare<<10))
+	must(t, f.Close())
+	return func() { must(t, os.Remove(name)) }
+}
+
+// The disk is full before a blob comes, gets full in it, or once it is there: clients get their images, nothing torn is
+// kept, and what comes when there is room again is.
+func TestFullDiskBeforeInAndAfterABlob(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		kib  int64 // left before the pull
+		then int64 // left after it
+	}{
+		"before":               {0, 0},
+		"in":                   {1 << 10, 1 << 10},
+		"after":                {8 << 10, 0},
+		"before the manifest":  {2<<10 + 8, 0},
+		"after, with a little": {8 << 10, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			registry := startRegistry(t, registryConfig{})
+			want, other := newImage(t, 2<<20), newImage(t, 1<<20)
+			registry.put(t, "app", "v1", want)
+			registry.put(t, "app", "v2", other)
+			front := startFront(t, registry.addr, 0)
+			dir := mountSmall(t, 16)
+			p := startPier(t, pierConfig{upstreams: namedUpstream("registry.test", front.Host()), args: []string{"--cache-dir", dir}})
+			door := newClient(p.node, "registry.test")
+
+			free := fill(t, dir, c.kib)
+			door.mustPull(t, "app", "v1", want)
+			stayed := c.kib > 4<<10
+			if stayed {
+				awaitKept(t, dir, want)
+			}
+			free()
+			free = fill(t, dir, c.then)
+			front.Reset()
+			door.mustPull(t, "app", "v1", want)
+			if n := front.Count(http.MethodGet, faultproxy.Blob); stayed && n > 0 {
+				t.Errorf("what was kept before the disk was full was fetched again: %d requests", n)
+			}
+			door.mustPull(t, "app", "v2", other)
+			checkDigests(t, dir)
+			run(t, pierBinary, "list", "--cache-dir", dir)
+			p.terminate(t, 10*time.Second)
+			p.start(t)
+			door.mustPull(t, "app", "v1", want)
+			door.mustPull(t, "app", "v2", other)
+			run(t, pierBinary, "prune", "--cache-dir", dir, "--older-than", "1h")
+
+			free()
+			eventually(t, 30*time.Second, func() error {
+				door.mustPull(t, "app", "v1", want)
+				door.mustPull(t, "app", "v2", other)
+				for _, i := range []*image{want, other} {
+					if !kept(dir, i.layer(0)) {
+						return fmt.Errorf("%s is not kept", i.layer(0).Digest)
+					}
+				}
+				return nil
+			})
+			awaitKept(t, dir, want)
+			awaitKept(t, dir, other)
+			checkDigests(t, dir)
+			checkLayout(t, dir, want)
+			p.terminate(t, 10*time.Second)
+			if left, err := filepath.Glob(filepath.Join(dir, "pier", "partial", "*")); err != nil || len(left) > 0 {
+				t.Errorf("left are %q, %v", left, err)
+			}
+		})
+	}
 }
 
 func TestFullOrMissingTemporaryDirectoryStopsNoStream(t *testing.T) {
@@ -163,10 +253,7 @@ func TestEvictionSparesWhatAKeptImageNeeds(t *testing.T) {
 	recent := newImage(t, 1000)
 	shared := old.layer(0)
 	recent.blobs = append(recent.blobs, shared)
-	recent.manifests = []blob{newJSON(t, v1.MediaTypeImageManifest, v1.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest,
-		Config: recent.blobs[0].Descriptor, Layers: descriptors(recent.blobs[1:]),
-	})}
+	recent.manifests = []blob{newManifest(t, recent.blobs, 0)}
 	dir := t.TempDir()
 	p := startPier(t, pierConfig{
 		upstreams: namedUpstream("registry.test", registry.addr), args: []string{"--cache-dir", dir, "--cache-max-bytes", "9MiB"},

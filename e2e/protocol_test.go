@@ -128,10 +128,7 @@ func TestManifestOfNearlyFourMiBIsServedAndKept(t *testing.T) {
 	t.Parallel()
 	registry := startRegistry(t, registryConfig{})
 	want := newImage(t, 1000)
-	want.manifests = []blob{newJSON(t, v1.MediaTypeImageManifest, v1.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Config: want.blobs[0].Descriptor,
-		Layers: []v1.Descriptor{want.blobs[1].Descriptor}, Annotations: map[string]string{"test": strings.Repeat("x", 4<<20-2000)},
-	})}
+	want.manifests = []blob{newManifest(t, want.blobs, 4<<20-2000)}
 	registry.put(t, "app", "v1", want)
 	dir := t.TempDir()
 	p := startPier(t, pierConfig{upstreams: namedUpstream("registry.test", registry.addr), args: []string{"--cache-dir", dir}})

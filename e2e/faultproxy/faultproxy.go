@@ -6,6 +6,8 @@ package faultproxy
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -193,6 +195,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f.refuseRange && r.Header.Get("Range") != "" {
 		f.status = http.StatusRequestedRangeNotSatisfiable
 	}
+	if f.uselessTokens {
+		refuse(w, r)
+		return
+	}
 	if f.status != 0 {
 		for k, v := range f.header {
 			w.Header()[k] = v
@@ -212,6 +218,18 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		r.Body = fw.upload
 	}
 	p.next.ServeHTTP(fw, r)
+}
+
+// refuse is the answer of [UselessTokens].
+func refuse(w http.ResponseWriter, r *http.Request) {
+	const tokens = "/token"
+	if r.URL.Path == tokens {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"token":"useless"}`) // the client may be gone
+		return
+	}
+	w.Header().Set("Www-Authenticate", fmt.Sprintf("Bearer realm=\"http://%s%s\",service=\"e2e\"", r.Host, tokens))
+	w.WriteHeader(http.StatusUnauthorized)
 }
 
 // admit counts and records r, and returns all that is to be done to it.

@@ -70,26 +70,27 @@ type Fault func(*faults)
 
 // faults is all that is to be done to one request.
 type faults struct {
-	latency     time.Duration
-	hang        bool
-	drop        bool
-	status      int
-	header      http.Header
-	body        []byte // of an answer with status
-	ignoreRange bool
-	refuseRange bool
-	set         http.Header // of the answer, over what it has
-	noDigest    bool
-	lengthDelta int64
-	noLength    bool
-	flips       []int64 // offsets in the whole content
-	cut         int64   // after so many bytes of the body; -1: not
-	hangAt      int64   // after so many bytes of the body; -1: not
-	dripBytes   int
-	dripEvery   time.Duration
-	uploadFlips []int64
-	uploadCut   *int64
-	uploadRate  int64
+	latency       time.Duration
+	hang          bool
+	drop          bool
+	status        int
+	header        http.Header
+	body          []byte // of an answer with status
+	uselessTokens bool
+	ignoreRange   bool
+	refuseRange   bool
+	set           http.Header // of the answer, over what it has
+	noDigest      bool
+	lengthDelta   int64
+	noLength      bool
+	flips         []int64 // offsets in the whole content
+	cut           int64   // after so many bytes of the body; -1: not
+	hangAt        int64   // after so many bytes of the body; -1: not
+	dripBytes     int
+	dripEvery     time.Duration
+	uploadFlips   []int64
+	uploadCut     *int64
+	uploadRate    int64
 }
 
 // Hang never answers: no headers, until the client leaves or the proxy closes.
@@ -139,6 +140,10 @@ func TooManyRequests(seconds int) Fault {
 func Unauthorized(challenge string) Fault {
 	return Status(http.StatusUnauthorized, "Www-Authenticate", challenge)
 }
+
+// UselessTokens answers 401 with a challenge that leads to a token server, this proxy itself, the tokens of which are
+// never good enough.
+func UselessTokens() Fault { return func(f *faults) { f.uselessTokens = true } }
 
 // IgnoreRange answers a request for a range with 200 and the whole.
 func IgnoreRange() Fault { return func(f *faults) { f.ignoreRange = true } }
