@@ -63,9 +63,10 @@ type Cache struct {
 	children map[oci.Digest]struct{} // manifests named by an index that was kept
 	hidden   map[oci.Digest]struct{} // damaged, and not to be deleted
 	touched  map[oci.Digest]time.Time
-	active   map[string]struct{} // names of the partial files of transfers that run
-	dirty    bool                // index differs from the file
-	altered  time.Time           // when hidden or a name of a tag last changed
+	expected map[oci.Digest]time.Time // when blobs were pushed whose manifest has not come
+	active   map[string]struct{}      // names of the partial files of transfers that run
+	dirty    bool                     // index differs from the file
+	altered  time.Time                // when hidden or a name of a tag last changed
 
 	write chan struct{} // asks the keeper to write the index
 	full  chan struct{} // asks the keeper to evict
@@ -99,7 +100,7 @@ func Open(c Config) (*Cache, error) {
 		c.Metrics = metrics.NewSet()
 	}
 	k := &Cache{
-		c: c, files: chain.Blobs{Source: "cache"}, pending: make(map[string]oci.Digest), children: make(map[oci.Digest]struct{}), active: make(map[string]struct{}), hidden: make(map[oci.Digest]struct{}), touched: make(map[oci.Digest]time.Time),
+		c: c, files: chain.Blobs{Source: "cache"}, pending: make(map[string]oci.Digest), children: make(map[oci.Digest]struct{}), active: make(map[string]struct{}), hidden: make(map[oci.Digest]struct{}), touched: make(map[oci.Digest]time.Time), expected: make(map[oci.Digest]time.Time),
 		write: make(chan struct{}, 1), full: make(chan struct{}, 1), swept: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 		evicted: c.Metrics.NewCounter("pier_cache_evicted_bytes_total"),
 	}
@@ -162,17 +163,19 @@ func (k *Cache) load() error {
 			return err
 		}
 	}
-	left, err := filepath.Glob(k.path(".new-*")) // what a crash left of writeFile
-	if err != nil {
-		return err
-	}
-	for _, f := range left {
-		_ = os.Remove(f) // it is in nobody's way
+	for _, dir := range []string{k.c.Dir, k.path("pier")} {
+		left, err := filepath.Glob(filepath.Join(dir, ".new-*")) // what a crash left of writeFile
+		if err != nil {
+			return err
+		}
+		for _, f := range left {
+			_ = os.Remove(f) // it is in nobody's way
+		}
 	}
 	if err := k.loadIndex(); err != nil {
 		return err
 	}
-	if err := k.sweepPartials(); err != nil {
+	if err := k.sweepPartials(partialLife); err != nil {
 		return err
 	}
 	return k.each(func(_ digest.Algorithm, _ string, st *unix.Stat_t) {
@@ -232,7 +235,7 @@ func (k *Cache) keep() {
 	hourly := time.NewTicker(time.Hour)
 	defer hourly.Stop()
 	sweep := func() {
-		if err := k.sweepPartials(); err != nil {
+		if err := k.sweepPartials(partialLife); err != nil {
 			k.c.Log.Error("partial files not swept", "err", err)
 		}
 	}
@@ -285,12 +288,12 @@ func (k *Cache) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, e
 }
 
 // Open implements [oci.Source].
-func (k *Cache) Open(_ context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
+func (k *Cache) Open(ctx context.Context, ref oci.Reference, offset, length int64) (io.ReadCloser, oci.Descriptor, error) {
 	if err := k.visible(ref.Digest); err != nil {
 		return nil, oci.Descriptor{}, err
 	}
 	rc, desc, kept, err := k.files.Open(k.c.Dir, ref, offset, length)
-	if err == nil {
+	if err == nil && !oci.IsInspection(ctx) {
 		k.touch(ref.Digest, kept)
 	}
 	return rc, desc, err
@@ -314,12 +317,20 @@ func (k *Cache) Delete(_ context.Context, dgst oci.Digest) error {
 	return k.drop(dgst)
 }
 
-func (k *Cache) drop(dgst oci.Digest) error {
+func (k *Cache) drop(dgst oci.Digest) error { return k.dropFile(dgst, nil) }
+
+// dropFile drops content if it is in that file; nil: in whatever file.
+func (k *Cache) dropFile(dgst oci.Digest, file fs.FileInfo) error {
 	path := k.blobPath(dgst)
-	info, err := os.Stat(path)
+	k.mu.Lock() // another file takes its place with mu held
+	info, err := os.Lstat(path)
+	if err == nil && file != nil && !os.SameFile(info, file) {
+		err = fs.ErrNotExist
+	}
 	if err == nil {
 		err = os.Remove(path)
 	}
+	k.mu.Unlock()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -336,10 +347,19 @@ func (k *Cache) drop(dgst oci.Digest) error {
 // Blame implements [oci.Blamer]: content of ours that is wrong, or cannot be read, is deleted, so that it is fetched again. It
 // is looked at once more before: whoever complains may hold a copy that was replaced since.
 func (k *Cache) Blame(ref oci.Reference, origin string) {
-	if origin != "cache" || k.intact(ref.Digest) {
+	if origin != "cache" {
 		return
 	}
-	if err := k.Delete(context.Background(), ref.Digest); err != nil {
+	wrong, err := k.wrong(ref.Digest)
+	if err != nil {
+		k.c.Log.Error("content that somebody found damaged cannot be read now, and stays", "file", k.blobPath(ref.Digest), "err", err)
+	}
+	if wrong == nil {
+		return
+	}
+	k.settle.RLock()
+	defer k.settle.RUnlock()
+	if err := k.dropFile(ref.Digest, wrong); err != nil {
 		k.c.Log.Error("damaged content not deleted, and not offered any more; delete the file by hand", "file", k.blobPath(ref.Digest), "err", err)
 		k.mu.Lock()
 		defer k.mu.Unlock()
@@ -358,15 +378,38 @@ func (k *Cache) visible(dgst oci.Digest) error {
 	return nil
 }
 
-func (k *Cache) intact(dgst oci.Digest) bool {
-	f, err := os.Open(k.blobPath(dgst))
-	if err != nil {
-		return false
+// wrong returns the file of content that is not what its name says, or that the disk cannot read; nil if it is right, or gone. A fault that
+// says nothing about the file, such as that too many are open, is an error.
+func (k *Cache) wrong(dgst oci.Digest) (fs.FileInfo, error) {
+	path := k.blobPath(dgst)
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return info, nil
 	}
-	defer f.Close()
-	h := dgst.Algorithm().Hash()
-	_, err = io.Copy(h, f)
-	return err == nil && chain.Matches(h, dgst)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe that took its place would hang
+	if err != nil && !errors.Is(err, unix.EIO) {
+		return nil, err
+	}
+	if err == nil {
+		defer f.Close()
+		if info, err = f.Stat(); err != nil {
+			return nil, err
+		}
+		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // what is in memory may be right, and the disk wrong
+		h := dgst.Algorithm().Hash()
+		if _, err = io.Copy(h, f); err == nil && chain.Matches(h, dgst) {
+			return nil, nil
+		}
+	}
+	if err != nil && !errors.Is(err, unix.EIO) {
+		return nil, err
+	}
+	return info, nil
 }
 
 // Size returns how many bytes of content are kept, and in how many blobs.

@@ -25,7 +25,7 @@ func (k *Cache) Names() []oci.Reference {
 	k.mu.Lock()
 	list := make([]oci.Reference, 0, len(k.index))
 	for name, e := range k.index {
-		if ref, ok := tagOf(name); ok {
+		if ref, ok := TagOf(name); ok {
 			list = append(list, ref.WithDigest(e.Digest))
 		}
 	}
@@ -33,8 +33,8 @@ func (k *Cache) Names() []oci.Reference {
 	return chain.BoundNames(list)
 }
 
-// tagOf is the reverse of nameOf, for names with a tag. In a layout that others wrote too, a name may be any text.
-func tagOf(name string) (oci.Reference, bool) {
+// TagOf is the reverse of nameOf, for names with a tag. In a layout that others wrote too, a name may be any text.
+func TagOf(name string) (oci.Reference, bool) {
 	registry, rest, _ := strings.Cut(name, "/")
 	repository, tag, _ := strings.Cut(rest, ":")
 	ref := oci.Reference{Registry: registry, Repository: repository, Tag: tag}

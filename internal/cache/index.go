@@ -3,12 +3,15 @@ package cache
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,30 +40,43 @@ func nameOf(ref oci.Reference) string {
 	if ref.Tag != "" {
 		return ref.Name() + ":" + ref.Tag
 	}
-	return ref.Name() + "@" + ref.Digest.String()
+	return digestName(ref, ref.Digest)
 }
 
-// loadIndex reads index.json. One that cannot be read costs the names, not the content: it is put aside.
+// namesFile is where the index is kept for Pier itself: what index.json has, and the SHA-256 of that in a last line. A byte that changes in
+// either costs nothing: the other says what was there.
+func (k *Cache) namesFile() string { return k.path("pier", "names.json") }
+
+// loadIndex reads the names. Where none of the two files can be read, that costs the names, not the content: index.json is put aside.
 func (k *Cache) loadIndex() error {
 	k.index = make(map[string]entry)
 	path := k.path(v1.ImageIndexFile)
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	names, sum, err := readNames(k.namesFile())
+	if err == nil {
+		if got, err := sumOf(path); err != nil || got != sum {
+			k.dirty = true
+			k.c.Log.Warn("index.json of the cache is not what was written to it, and is written again", "file", path, "err", err)
+			if others, err := readIndex(path); err == nil {
+				names.Manifests = append(names.Manifests, added(names, others)...)
+			}
+		}
+	} else {
+		missing := errors.Is(err, fs.ErrNotExist)
+		if !missing {
+			k.c.Log.Warn("names of images are read from index.json, since the file of their own is damaged", "file", k.namesFile(), "err", err)
+		}
 		k.dirty = true
-		return k.writeIndex()
+		if names, err = readIndex(path); errors.Is(err, fs.ErrNotExist) && missing {
+			return k.writeIndex() // a new cache
+		} else if err != nil {
+			k.c.Log.Error("cache index is damaged and put aside; tags are unknown offline until they are asked for again, and what was pushed has no name", "file", path+".damaged", "err", err)
+			k.stays.Store(math.MaxInt64) // evict nothing, until somebody prunes: what may not go is not known
+			if err = os.Rename(path, path+".damaged"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
 	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	var index v1.Index
-	if err := json.NewDecoder(bufio.NewReader(f)).Decode(&index); err != nil {
-		k.c.Log.Error("cache index is damaged and put aside; tags are unknown offline until they are asked for again",
-			"file", path+".damaged", "err", err)
-		k.dirty = true
-		return errors.Join(os.Rename(path, path+".damaged"), k.writeIndex())
-	}
-	for _, d := range index.Manifests {
+	for _, d := range names.Manifests {
 		name := d.Annotations[v1.AnnotationRefName]
 		if _, err := oci.ParseDigest(d.Digest.String()); err != nil || name == "" {
 			continue
@@ -74,7 +90,71 @@ func (k *Cache) loadIndex() error {
 	return k.writeIndex()
 }
 
-// writeIndex writes index.json if it changed. Once it returns, what was named before it was called is on disk.
+// added returns what another tool added to index.json: names of content that has none.
+func added(names, others v1.Index) (list []v1.Descriptor) {
+	known := make(map[string]bool)
+	for _, d := range names.Manifests {
+		known[d.Digest.String()], known[d.Annotations[v1.AnnotationRefName]] = true, true
+	}
+	for _, d := range others.Manifests {
+		if !known[d.Digest.String()] && !known[d.Annotations[v1.AnnotationRefName]] {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+func readIndex(path string) (index v1.Index, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return index, err
+	}
+	defer f.Close()
+	if err = json.NewDecoder(bufio.NewReader(f)).Decode(&index); err == nil && index.SchemaVersion != 2 {
+		err = errors.New("it is no image index")
+	}
+	return index, err
+}
+
+// readNames reads a file as writeIndex writes it, and returns the sum in it, which is right.
+func readNames(path string) (index v1.Index, sum string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return index, "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return index, "", err
+	}
+	const last = 2*sha256.Size + 1 // hexadecimal, and a line feed
+	h := sha256.New()
+	content := io.NewSectionReader(f, 0, max(info.Size()-last, 0))
+	if _, err := io.Copy(h, content); err != nil {
+		return index, "", err
+	}
+	sum = hex.EncodeToString(h.Sum(nil))
+	said := make([]byte, last)
+	if _, err := io.ReadFull(io.NewSectionReader(f, content.Size(), last), said); err != nil || string(said) != sum+"\n" {
+		return index, "", errors.Join(errors.New("its sum does not match"), err)
+	}
+	_, _ = content.Seek(0, io.SeekStart) // never fails
+	return index, sum, json.NewDecoder(bufio.NewReader(content)).Decode(&index)
+}
+
+// sumOf returns the SHA-256 of a file.
+func sumOf(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	_, err = io.Copy(h, f)
+	return hex.EncodeToString(h.Sum(nil)), err
+}
+
+// writeIndex writes the index if it changed. Once it returns, what was named before it was called is on disk.
 func (k *Cache) writeIndex() error {
 	k.writing.Lock()
 	defer k.writing.Unlock()
@@ -95,10 +175,19 @@ func (k *Cache) writeIndex() error {
 		}
 		index.Manifests = append(index.Manifests, d)
 	}
-	err := writeFile(k.path(v1.ImageIndexFile), func(w io.Writer) error {
+	err := writeFile(k.namesFile(), func(w io.Writer) error {
+		h := sha256.New()
 		buf := bufio.NewWriter(w)
-		return errors.Join(json.NewEncoder(buf).Encode(index), buf.Flush())
+		err := json.NewEncoder(io.MultiWriter(buf, h)).Encode(index)
+		fmt.Fprintf(buf, "%x\n", h.Sum(nil))
+		return errors.Join(err, buf.Flush())
 	})
+	if err == nil { // for other tools
+		err = writeFile(k.path(v1.ImageIndexFile), func(w io.Writer) error {
+			buf := bufio.NewWriter(w)
+			return errors.Join(json.NewEncoder(buf).Encode(index), buf.Flush())
+		})
+	}
 	if err != nil {
 		k.mu.Lock()
 		k.dirty = true
@@ -143,12 +232,17 @@ func (k *Cache) Tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor)
 	if info, _, err := k.files.Manifest(k.c.Dir, desc.Digest); err == nil {
 		var parts []string // they were pushed by digest, and are part of it now
 		for _, m := range info.Manifests {
-			parts = append(parts, ref.Name()+"@"+m.Digest.String())
+			parts = append(parts, digestName(ref, m.Digest))
 		}
 		if ref.Tag != "" {
-			parts = append(parts, ref.Name()+"@"+desc.Digest.String())
+			parts = append(parts, digestName(ref, desc.Digest))
 		}
 		k.unname(parts)
+		k.mu.Lock()
+		for _, b := range info.Blobs {
+			delete(k.expected, b.Digest)
+		}
+		k.mu.Unlock()
 	}
 	return k.writeIndex()
 }
@@ -167,28 +261,44 @@ func (k *Cache) tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor)
 		return nil
 	case err != nil:
 		return err
+	case k.index[nameOf(ref)].Source == SourcePush && !precious(desc.Source):
+		return nil // a registry's answer, on its way since before the push
 	}
-	k.name(nameOf(ref), entry{have.MediaType, have.Digest, have.Size, desc.Source})
-	return nil
+	if e := k.index[digestName(ref, desc.Digest)]; e.Digest != "" && !precious(e.Source) {
+		delete(k.index, digestName(ref, desc.Digest)) // the tag holds it
+	}
+	return k.name(nameOf(ref), entry{have.MediaType, have.Digest, have.Size, desc.Source})
 }
+
+// digestName is the name of a manifest that was asked for by digest alone.
+func digestName(in oci.Reference, dgst oci.Digest) string { return in.Name() + "@" + dgst.String() }
 
 // maxNames bounds the names in the index, about 5 MB of memory: a registry may name one manifest without end.
 const maxNames = 20_000
 
-// name enters a name into the index, and forgets any other where it is full. The caller holds mu.
-func (k *Cache) name(name string, e entry) {
-	if _, known := k.index[name]; !known && len(k.index) >= maxNames {
-		for victim := range k.index {
-			delete(k.index, victim)
-			break
-		}
+// name enters a name into the index, and forgets any other where it is full, but none of what nobody else may have. The caller holds mu.
+func (k *Cache) name(name string, e entry) error {
+	if _, known := k.index[name]; !known && len(k.index) >= maxNames && !k.unnameAny() {
+		return fmt.Errorf("cache: %d images that were pushed or came from archives are all that it can name: remove some with pier prune", maxNames)
 	}
 	k.index[name] = e
 	k.changed()
+	return nil
+}
+
+func (k *Cache) unnameAny() bool {
+	for victim, e := range k.index {
+		if !precious(e.Source) {
+			delete(k.index, victim)
+			return true
+		}
+	}
+	return false
 }
 
 // arrived gives a manifest that was just kept its names, and notes what it says of others.
 func (k *Cache) arrived(ref oci.Reference, desc oci.Descriptor, info oci.ManifestInfo) error {
+	child := ref.Tag == "" && ref.Registry != "" && k.isChild(ref, desc.Digest)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, child := range info.Manifests {
@@ -197,15 +307,20 @@ func (k *Cache) arrived(ref oci.Reference, desc oci.Descriptor, info oci.Manifes
 		}
 	}
 	e := entry{info.MediaType, desc.Digest, desc.Size, desc.Source}
-	_, child := k.children[desc.Digest]
+	for name, dgst := range k.pending {
+		if dgst != desc.Digest {
+			continue
+		}
+		if err := k.name(name, e); err != nil {
+			return err
+		}
+		delete(k.pending, name)
+		child = child || strings.HasPrefix(name, ref.Name()+":") // the tag holds it
+	}
 	_, named := k.index[nameOf(ref)] // what a tag names now, Tag was told: this may have been long on its way
 	if ref.Registry != "" && !named && (ref.Tag != "" || !child) {
-		k.name(nameOf(ref), e)
-	}
-	for name, dgst := range k.pending {
-		if dgst == desc.Digest {
-			k.name(name, e)
-			delete(k.pending, name)
+		if err := k.name(nameOf(ref), e); err != nil {
+			return err
 		}
 	}
 	if info.Subject == nil {
@@ -215,6 +330,26 @@ func (k *Cache) arrived(ref oci.Reference, desc oci.Descriptor, info oci.Manifes
 		return nil // refers to nothing that could be asked for
 	}
 	return k.markReferrer(info.Subject.Digest, desc.Digest)
+}
+
+// isChild reports whether an index that is kept names a manifest: a recent one, or one of the same repository.
+func (k *Cache) isChild(in oci.Reference, dgst oci.Digest) bool {
+	k.mu.Lock()
+	_, child := k.children[dgst]
+	var indexes []oci.Digest
+	for name, e := range k.index {
+		if oci.IsIndex(e.MediaType) && !child && strings.HasPrefix(name, in.Name()) {
+			indexes = append(indexes, e.Digest)
+		}
+	}
+	k.mu.Unlock()
+	for _, d := range indexes {
+		info, _, err := k.files.Manifest(k.c.Dir, d)
+		if err == nil && slices.ContainsFunc(info.Manifests, func(m v1.Descriptor) bool { return m.Digest == dgst }) {
+			return true
+		}
+	}
+	return child
 }
 
 // forget drops all names of a manifest.
@@ -324,6 +459,9 @@ func (k *Cache) dropMarks() error {
 		return err
 	}
 	for _, d := range dirs {
+		if !d.IsDir() {
+			continue // none of ours
+		}
 		dir := k.path("pier", "referrers", d.Name())
 		marks, err := os.ReadDir(dir)
 		if err != nil {

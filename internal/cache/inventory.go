@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -82,16 +85,19 @@ func (k *Cache) inventory() (*inventory, error) {
 		return nil, err
 	}
 	sort.Slice(v.items, func(i, j int) bool { return bytes.Compare(v.items[i].key[:], v.items[j].key[:]) < 0 })
-	if err := k.uses(v); err != nil {
+	if err := k.uses(v, time.Now()); err != nil {
 		return nil, err
 	}
 	for _, root := range k.roots() {
 		if i, ok := v.find(root); ok {
-			v.add(k.image(v, i))
+			img, err := k.image(v, i)
+			if err != nil {
+				return nil, err
+			}
+			v.add(img)
 		}
 	}
-	k.orphans(v)
-	return v, nil
+	return v, k.orphans(v)
 }
 
 // roots returns the manifests that have a name.
@@ -117,11 +123,15 @@ func (v *inventory) add(img image) {
 }
 
 // orphans adds what has no name. A manifest without one, as a crash may leave it, still holds its image together: so larger ones first.
-func (k *Cache) orphans(v *inventory) {
+func (k *Cache) orphans(v *inventory) error {
 	var orphans []image
 	for i := range v.items {
 		if v.items[i].needed == 0 && v.items[i].size <= oci.MaxManifest {
-			if img := k.image(v, int32(i)); len(img.content) > 1 {
+			img, err := k.image(v, int32(i))
+			if err != nil {
+				return err
+			}
+			if len(img.content) > 1 {
 				orphans = append(orphans, img)
 			}
 		}
@@ -137,10 +147,11 @@ func (k *Cache) orphans(v *inventory) {
 			v.add(image{[]int32{int32(i)}, it.used})
 		}
 	}
+	return nil
 }
 
 // image follows a manifest to all that is here of what it refers to. Indexes may be nested, or even refer to each other.
-func (k *Cache) image(v *inventory, root int32) image {
+func (k *Cache) image(v *inventory, root int32) (image, error) {
 	img := image{content: []int32{root}}
 	seen := map[int32]bool{root: true}
 	visit := func(d oci.Digest) (i int32, isNew bool) {
@@ -159,6 +170,9 @@ func (k *Cache) image(v *inventory, root int32) image {
 			continue
 		}
 		info, err := k.readManifest(v.digest(queue[0]), it.size)
+		if exhausted(err) {
+			return image{}, fmt.Errorf("cache: what belongs together cannot be found out: %w", err)
+		}
 		if err != nil {
 			continue // a blob, or damaged: what it referred to is judged on its own
 		}
@@ -171,7 +185,17 @@ func (k *Cache) image(v *inventory, root int32) image {
 			}
 		}
 	}
-	return img
+	return img, nil
+}
+
+// exhausted reports whether a fault is that of the process or the machine, and says nothing about a file.
+func exhausted(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EAGAIN, unix.EINTR} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // readManifest reads a manifest to find out what belongs together: once, and nothing of it is remembered.
@@ -184,9 +208,11 @@ func (k *Cache) readManifest(dgst oci.Digest, size int64) (oci.ManifestInfo, err
 	return chain.ReadManifest(f, oci.Descriptor{Digest: dgst, Size: size})
 }
 
-// uses sets when content was last used.
-func (k *Cache) uses(v *inventory) error {
-	return chain.ReadDir(k.path("pier", "used"), func(e fs.DirEntry) {
+// uses sets when content was last used. What is dated in the future, since a clock was wrong, is as old as its mark says; it gets one now if it
+// has none, so that it ages.
+func (k *Cache) uses(v *inventory, now time.Time) error {
+	future := now.Add(touchAfter).UnixNano()
+	err := chain.ReadDir(k.path("pier", "used"), func(e fs.DirEntry) {
 		d, err := oci.ParseDigest(strings.Replace(e.Name(), "-", ":", 1))
 		if err != nil {
 			return
@@ -196,8 +222,23 @@ func (k *Cache) uses(v *inventory) error {
 			_ = os.Remove(k.path("pier", "used", e.Name())) // it is in nobody's way
 			return
 		}
-		if info, err := e.Info(); err == nil {
-			v.items[i].used = max(v.items[i].used, info.ModTime().UnixNano())
+		info, err := e.Info()
+		if err != nil {
+			return
+		}
+		switch at, it := info.ModTime().UnixNano(), &v.items[i]; {
+		case at > future:
+		case it.kept > future:
+			it.kept, it.used = at, at
+		default:
+			it.used = max(it.used, at)
 		}
 	})
+	for i := range v.items {
+		if it := &v.items[i]; it.kept > future {
+			it.kept, it.used = now.UnixNano(), now.UnixNano()
+			k.mark(v.digest(int32(i)), now)
+		}
+	}
+	return err
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 	"time"
 
 	"pier/internal/chain"
@@ -50,12 +51,17 @@ func (p *partial) Suspend() error {
 	if info, err := p.f.Stat(); err == nil && info.Size() == 0 {
 		return p.Discard()
 	}
+	p.wait()
+	return nil
+}
+
+// wait leaves the file for whoever goes on with it, unless there is too much of that.
+func (p *partial) wait() {
 	p.k.settled(p.name)
 	select {
 	case p.k.swept <- struct{}{}:
 	default:
 	}
-	return nil
 }
 
 // Discard implements [oci.Partial].
@@ -140,6 +146,7 @@ func (k *Cache) Put(_ context.Context, desc oci.Descriptor, r io.Reader) error {
 	k.mu.Unlock()
 	h := desc.Digest.Algorithm().Hash()
 	n, err := io.Copy(io.MultiWriter(f, h), r)
+	err = errors.Join(err, f.Chmod(0o644)) // others may copy it
 	if err == nil && !chain.Matches(h, desc.Digest) {
 		err = fmt.Errorf("%s: %w", desc.Digest, oci.ErrDigestMismatch)
 	}
@@ -154,8 +161,8 @@ func (k *Cache) Put(_ context.Context, desc oci.Descriptor, r io.Reader) error {
 	return p.Commit(ref, desc)
 }
 
-// sweepPartials deletes what no transfer came back for, and the oldest of the rest where it is too much.
-func (k *Cache) sweepPartials() error {
+// sweepPartials deletes what no transfer came back for in so long, and the oldest of the rest where it is too much.
+func (k *Cache) sweepPartials(life time.Duration) error {
 	dir := k.path("pier", "partial")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -177,8 +184,12 @@ func (k *Cache) sweepPartials() error {
 	sort.Slice(waiting, func(i, j int) bool { return waiting[i].ModTime().Before(waiting[j].ModTime()) })
 	for i, info := range waiting {
 		// The newest stays whatever its size: a large layer is the one worth resuming.
+		age := time.Since(info.ModTime())
 		tooMuch := k.c.MaxBytes > 0 && bytes > k.c.MaxBytes/partialShare && i < len(waiting)-1
-		if !tooMuch && time.Since(info.ModTime()) < partialLife {
+		if tooMuch && age < expectedFor && strings.HasPrefix(info.Name(), uploadPrefix) {
+			continue // between two of its pieces
+		}
+		if !tooMuch && age < life {
 			break // the rest is younger
 		}
 		if err := k.dropPartial(dir, info.Name()); err != nil {

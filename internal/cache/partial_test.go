@@ -93,7 +93,7 @@ func TestTheNewestPartialStays(t *testing.T) {
 	if err := p.Suspend(); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.sweepPartials(); err != nil {
+	if err := k.sweepPartials(partialLife); err != nil {
 		t.Fatal(err)
 	}
 	if n := left(k); n != 2<<20 {
@@ -121,7 +121,7 @@ func TestPartialsAreBounded(t *testing.T) {
 		}
 		k.settled(p.(*partial).name)
 	}
-	if err := k.sweepPartials(); err != nil {
+	if err := k.sweepPartials(partialLife); err != nil {
 		t.Fatal(err)
 	}
 	files, err := os.ReadDir(k.path("pier", "partial"))

@@ -55,13 +55,14 @@ func (k *Cache) Images(_ context.Context, patterns []string) ([]Image, error) {
 	return list, nil
 }
 
-// Platforms returns the platforms that are here of an index, such as linux/arm64/v8; none if all are, or it is no index. That is no use of it.
-func (k *Cache) Platforms(dgst oci.Digest) (list []string) {
+// Platforms returns the platforms that are here of an index, such as linux/arm64/v8, and whether that is all there is to it; of an image that is no
+// index it is. That is no use of it.
+func (k *Cache) Platforms(dgst oci.Digest) (list []string, all bool) {
 	info, _, err := k.files.Manifest(k.c.Dir, dgst)
 	if err != nil {
-		return nil
+		return nil, false
 	}
-	all := true
+	all = true
 	for _, m := range info.Manifests {
 		if _, err := os.Stat(k.blobPath(m.Digest)); err != nil {
 			all = false
@@ -69,10 +70,7 @@ func (k *Cache) Platforms(dgst oci.Digest) (list []string) {
 			list = append(list, strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/"))
 		}
 	}
-	if all {
-		return nil
-	}
-	return list
+	return list, all
 }
 
 // A described image is one of an inventory in words.
@@ -146,7 +144,7 @@ type Pruned struct {
 	DryRun bool    `json:"dryRun,omitempty"`
 }
 
-// Prune removes images. What another image needs stays. It waits for content that is being kept, and what comes meanwhile waits for it; who is
+// Prune removes images. What another image needs stays, and what a client is pushing. It waits for content that is being kept, and what comes meanwhile waits for it; who is
 // reading content that goes reads it to its end.
 func (k *Cache) Prune(_ context.Context, p Prune) (Pruned, error) {
 	if err := CheckPatterns(p.Patterns); err != nil {
@@ -157,6 +155,11 @@ func (k *Cache) Prune(_ context.Context, p Prune) (Pruned, error) {
 	v, err := k.inventory()
 	if err != nil {
 		return Pruned{}, err
+	}
+	if !p.DryRun && len(p.Patterns) == 0 && p.KeepLast == 0 && p.MaxBytes == 0 { // what is not whole, too
+		if err := k.sweepPartials(max(p.OlderThan, p.UnusedFor)); err != nil {
+			return Pruned{}, err
+		}
 	}
 	total := int64(0)
 	for i := range v.items {
@@ -205,7 +208,7 @@ func (p *Prune) lasting(images []described) map[string]bool {
 	repositories := make(map[string][]tagged)
 	for _, img := range images {
 		for _, name := range img.Names {
-			ref, ok := tagOf(name)
+			ref, ok := TagOf(name)
 			if !ok {
 				stays[name] = true
 				continue
@@ -238,12 +241,13 @@ func (k *Cache) remove(v *inventory, list []described, most int64, dryRun bool) 
 		}
 		for _, i := range img.content {
 			it := &v.items[i]
-			if it.needed--; it.needed > 0 {
+			if it.needed--; it.needed > 0 || k.isExpected(v.digest(i)) {
 				continue
 			}
 			if !dryRun {
 				if err := k.drop(v.digest(i)); err != nil {
-					return p, err
+					k.c.Log.Error("content not removed", "err", err) // the rest can be
+					continue
 				}
 			}
 			p.Bytes += it.size

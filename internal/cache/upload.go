@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"syscall"
+	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -19,8 +21,11 @@ import (
 
 const uploadPrefix = "upload-"
 
-// StartUpload begins an upload, and returns its ID.
+// StartUpload begins an upload, and returns its ID. Where what is never evicted takes all that the cache may, the error wraps [syscall.ENOSPC].
 func (k *Cache) StartUpload() (id string, err error) {
+	if most := k.c.MaxBytes; most > 0 && k.bytes.Load() > most && k.stays.Load() > most+most/slack {
+		return "", fmt.Errorf("cache: images that were pushed or came from archives take all of the %d bytes that it may: remove some with pier prune, or allow more: %w", most, syscall.ENOSPC)
+	}
 	id = rand.Text()
 	f, err := os.OpenFile(k.path("pier", "partial", uploadPrefix+id), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
@@ -74,15 +79,21 @@ func (k *Cache) Uploaded(id string) (int64, error) {
 	return info.Size(), nil
 }
 
-// AppendUpload appends what r has, and returns how many bytes are here then, also with an error: they stay. If offset is not where it
-// was left, and not negative, the error wraps [oci.ErrRange].
+// AppendUpload appends what r has, and returns how many bytes are here then, also with an error: they stay, unless the disk is full: others
+// need the room. If offset is not where it was left, and not negative, the error wraps [oci.ErrRange].
 func (k *Cache) AppendUpload(id string, offset int64, r io.Reader) (size int64, err error) {
 	p, err := k.openUpload(id)
 	if err != nil {
 		return 0, err
 	}
-	defer k.settled(p.name)
 	defer p.f.Close()
+	defer func() {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			err = errors.Join(err, p.Discard())
+			return
+		}
+		p.wait()
+	}()
 	if size, err = p.f.Seek(0, io.SeekEnd); err != nil {
 		return 0, err
 	}
@@ -109,7 +120,28 @@ func (k *Cache) FinishUpload(id string, dgst oci.Digest) error {
 	if err != nil {
 		return errors.Join(err, p.Discard())
 	}
+	k.Expect(dgst)
 	return p.Commit(oci.Reference{Kind: oci.Blob, Digest: dgst}, oci.Descriptor{Digest: dgst, Size: n})
+}
+
+// expectedFor is how long content stays for a manifest that is still to come.
+const expectedFor = time.Hour
+
+// Expect has content stay, if it is here or comes, for a manifest that is to come: images are pushed and loaded blobs first.
+func (k *Cache) Expect(dgst oci.Digest) {
+	k.settle.RLock() // whoever removes it just now is done first
+	defer k.settle.RUnlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	remember(k.expected, dgst, time.Now())
+}
+
+// isExpected reports whether a manifest is to come that needs the content.
+func (k *Cache) isExpected(dgst oci.Digest) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	at, ok := k.expected[dgst]
+	return ok && time.Since(at) < expectedFor
 }
 
 // CancelUpload forgets an upload.

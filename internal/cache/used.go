@@ -23,9 +23,12 @@ func (k *Cache) usedPath(dgst oci.Digest) string {
 // touch notes that content is used that was kept at a time.
 func (k *Cache) touch(dgst oci.Digest, kept time.Time) {
 	now := time.Now()
-	if now.Sub(kept) <= touchAfter || !k.touchDue(dgst, now) {
-		return
+	if now.Sub(kept).Abs() > touchAfter && k.touchDue(dgst, now) { // it may be dated in the future
+		k.mark(dgst, now)
 	}
+}
+
+func (k *Cache) mark(dgst oci.Digest, now time.Time) {
 	path := k.usedPath(dgst)
 	if err := os.Chtimes(path, now, now); !errors.Is(err, fs.ErrNotExist) {
 		return // a read-only directory still serves

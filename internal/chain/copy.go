@@ -19,6 +19,11 @@ type Target interface {
 	oci.Tagger
 }
 
+// An Expecter is a Target that removes what it has no use for, as caches do. Content that is expected stays until the manifest that needs it has come.
+type Expecter interface {
+	Expect(dgst oci.Digest)
+}
+
 // CopyOptions say how an image is copied.
 type CopyOptions struct {
 	ImageOptions
@@ -143,6 +148,9 @@ func copyContent(ctx context.Context, to Target, src oci.Source, ref oci.Referen
 		return context.Cause(ctx)
 	}
 	named := oci.Reference{Registry: ref.Registry, Repository: ref.Repository, Kind: kind, Digest: d.Digest}
+	if e, ok := to.(Expecter); ok {
+		e.Expect(d.Digest)
+	}
 	_, err := to.Resolve(ctx, named)
 	if err == nil {
 		if done != nil {

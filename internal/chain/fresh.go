@@ -102,7 +102,7 @@ func (f *fresh) Resolve(ctx context.Context, ref oci.Reference) (oci.Descriptor,
 			return desc, nil
 		}
 	}
-	f.want(ref)
+	f.want(ref, time.Now())
 	if f.c.Authority == nil {
 		return f.offline(ctx, ref)
 	}

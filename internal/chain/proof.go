@@ -86,9 +86,9 @@ func (o *once) check(ref oci.Reference, again bool) (begun bool) {
 		// What it finds is noted where it is found. A fault before the first byte says nothing about the content; whoever asks next
 		// meets it too, and reports it.
 		if again {
-			_, _ = o.read(context.Background(), ref, true)
+			_, _ = o.read(oci.WithInspection(context.Background()), ref, true)
 		} else {
-			_, _ = o.settle(context.Background(), ref)
+			_, _ = o.settle(oci.WithInspection(context.Background()), ref)
 		}
 	}()
 	return true

@@ -12,8 +12,9 @@ type Refresher interface {
 	// Ask returns what a tag's registry says of it now. Nothing is changed.
 	Ask(ctx context.Context, ref oci.Reference) (oci.Descriptor, error)
 
-	// Settle has a tag name what Ask returned, for everybody, and takes that for granted for so long.
-	Settle(ctx context.Context, ref oci.Reference, desc oci.Descriptor, ttl time.Duration)
+	// Settle has a tag name what Ask returned, for everybody, and takes that for granted for so long. Wanted is when a client last asked for it, as far
+	// as the caller knows.
+	Settle(ctx context.Context, ref oci.Reference, desc oci.Descriptor, wanted time.Time, ttl time.Duration)
 
 	// Wanted returns when a client last asked for a tag; zero if none did, or it was forgotten.
 	Wanted(ref oci.Reference) time.Time
@@ -32,7 +33,8 @@ func (f *fresh) Ask(ctx context.Context, ref oci.Reference) (oci.Descriptor, err
 }
 
 // Settle implements [Refresher].
-func (f *fresh) Settle(ctx context.Context, ref oci.Reference, desc oci.Descriptor, ttl time.Duration) {
+func (f *fresh) Settle(ctx context.Context, ref oci.Reference, desc oci.Descriptor, wanted time.Time, ttl time.Duration) {
+	f.want(ref, wanted)
 	f.remember(tagKey{name: ref.String()}, desc, ttl)
 	f.record(ctx, ref, desc)
 }
@@ -44,8 +46,8 @@ func (f *fresh) Wanted(ref oci.Reference) time.Time {
 	return f.wanted[ref.String()]
 }
 
-// want notes that a client asks for a tag.
-func (f *fresh) want(ref oci.Reference) {
+// want notes that a client asked for a tag at a time.
+func (f *fresh) want(ref oci.Reference, at time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	name := ref.String()
@@ -55,5 +57,7 @@ func (f *fresh) want(ref oci.Reference) {
 			break
 		}
 	}
-	f.wanted[name] = time.Now()
+	if at.After(f.wanted[name]) {
+		f.wanted[name] = at
+	}
 }

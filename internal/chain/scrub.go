@@ -77,12 +77,14 @@ func (s Scrubber) Run(ctx context.Context) error {
 // one reads the content of a digest. That it is gone is no error.
 func (s Scrubber) one(ctx context.Context, o *once, d oci.Digest, buf []byte) error {
 	ref := oci.Reference{Kind: oci.Blob, Digest: d}
-	rc, desc, _, err := o.open(ctx, ref, 0, -1)
-	if errors.Is(err, oci.ErrNotFound) {
+	rc, desc, _, err := o.open(oci.WithInspection(ctx), ref, 0, -1)
+	switch {
+	case errors.Is(err, oci.ErrNotFound):
 		return nil
-	}
-	if err != nil {
+	case errors.Is(err, syscall.EIO): // of all that can keep a file from being opened, this alone is the file's fault
 		o.Blame(ref, o.origin)
+		return nil
+	case err != nil:
 		return err
 	}
 	defer rc.Close()

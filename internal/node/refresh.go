@@ -47,12 +47,13 @@ func (n *Node) refreshAll(ctx context.Context) error {
 	asked, changed, failed := 0, 0, 0
 	for _, img := range images {
 		for _, name := range img.Names {
-			ref, err := oci.ParseReference(name, n.cfg.DefaultRegistry)
-			if err != nil || ref.Tag == "" || ref.Digest != "" || !n.wanted(tags, ref, img) {
+			ref, ok := cache.TagOf(name)
+			wanted := n.wanted(tags, ref, img)
+			if !ok || time.Since(wanted) >= refreshWanted {
 				continue
 			}
 			asked++
-			isNew, err := n.refreshOne(ctx, tags, ref, img.Digest)
+			isNew, err := n.refreshOne(ctx, tags, ref, img.Digest, wanted)
 			switch {
 			case ended(ctx):
 				return nil
@@ -68,33 +69,61 @@ func (n *Node) refreshAll(ctx context.Context) error {
 	return nil
 }
 
-// wanted reports whether a tag is one that clients ask for. What they did before this process, the use of the image tells.
-func (n *Node) wanted(tags chain.Refresher, ref oci.Reference, img cache.Image) bool {
+// wanted returns when clients last asked for a tag, zero if that is not known. What they did before this process, the use of the image tells.
+func (n *Node) wanted(tags chain.Refresher, ref oci.Reference, img cache.Image) time.Time {
 	if img.Source == cache.SourcePush || img.Source == cache.SourceArchive {
-		return false // no registry has it
+		return time.Time{} // no registry has it
 	}
 	at := tags.Wanted(ref)
 	if at.IsZero() && img.Used.Before(n.started) {
 		at = img.Used
 	}
-	return time.Since(at) < refreshWanted
+	return at
 }
 
 // refreshOne refreshes a tag that names an image, and reports whether it names another by now. Of that, the platforms come that are here of
 // the one before.
-func (n *Node) refreshOne(ctx context.Context, tags chain.Refresher, ref oci.Reference, old oci.Digest) (bool, error) {
-	desc, err := tags.Ask(ctx, ref)
+func (n *Node) refreshOne(ctx context.Context, tags chain.Refresher, ref oci.Reference, old oci.Digest, wanted time.Time) (bool, error) {
+	desc, err := ask(ctx, tags, ref)
 	if err != nil {
 		return false, err
 	}
 	if desc.Digest != old {
-		opt := chain.CopyOptions{ImageOptions: chain.ImageOptions{Platforms: n.cache.Platforms(old)}, Jobs: loadJobs}
-		if _, err := chain.Fetch(ctx, n.full, n.whole, ref.WithDigest(desc.Digest), opt); err != nil {
+		if err := n.fetchLike(ctx, ref.WithDigest(desc.Digest), old); err != nil {
 			return false, err
 		}
+		now, err := ask(ctx, tags, ref)
+		if err != nil {
+			return false, err
+		}
+		if now.Digest != desc.Digest {
+			return false, errors.New("it moves on while what it named is fetched")
+		}
 	}
-	tags.Settle(ctx, ref, desc, n.cfg.Refresh+n.cfg.Refresh/2)
+	tags.Settle(ctx, ref, desc, wanted, n.cfg.Refresh+n.cfg.Refresh/2)
 	return desc.Digest != old, nil
+}
+
+// ask asks what a tag names, of whoever knows it by now.
+func ask(ctx context.Context, tags chain.Refresher, ref oci.Reference) (oci.Descriptor, error) {
+	desc, err := tags.Ask(ctx, ref)
+	if err == nil && desc.Stale {
+		err = fmt.Errorf("the answer is that of a mirror which cannot reach its registry: %w", oci.ErrUnavailable)
+	}
+	return desc, err
+}
+
+// fetchLike fetches the platforms of an image that are here of another.
+func (n *Node) fetchLike(ctx context.Context, ref oci.Reference, old oci.Digest) error {
+	platforms, all := n.cache.Platforms(old)
+	switch {
+	case all:
+		platforms = nil
+	case len(platforms) == 0:
+		return nil // the index alone was asked for
+	}
+	_, err := chain.Fetch(ctx, n.full, n.whole, ref, chain.CopyOptions{ImageOptions: chain.ImageOptions{Platforms: platforms}, Jobs: loadJobs})
+	return err
 }
 
 // preload loads what the lists name, while the node serves. What a registry in trouble keeps from being loaded is tried again.

@@ -29,6 +29,8 @@ type Receiver interface {
 	AppendUpload(id string, offset int64, r io.Reader) (size int64, err error) // [oci.ErrRange] if offset is not negative, and not where it was left
 	FinishUpload(id string, dgst oci.Digest) error                             // [oci.ErrDigestMismatch] if it is other content; it is over then, too
 	CancelUpload(id string) error
+
+	Expect(dgst oci.Digest) // has content stay for a manifest that is about to come
 }
 
 // What can be wrong with a push besides.
@@ -163,15 +165,25 @@ func (h *handler) startUpload(ctx context.Context, w *response, rt route, body i
 			return nil
 		}
 	}
+	whole := rt.query.Get("digest")
+	if whole != "" {
+		if _, err := oci.ParseDigest(whole); err != nil {
+			return err
+		}
+	}
 	id, err := h.Push.StartUpload()
 	if err != nil {
 		return err
 	}
-	if rt.query.Get("digest") == "" {
+	if whole == "" {
 		sayUpload(w, rt, id, 0, http.StatusAccepted)
 		return nil
 	}
-	return h.complete(w, rt, id, -1, body)
+	err = h.complete(w, rt, id, -1, body)
+	if err != nil {
+		_ = h.Push.CancelUpload(id) // the client does not know its ID; it may be over
+	}
+	return err
 }
 
 // sayUpload answers where an upload is, and how far.
@@ -180,10 +192,11 @@ func sayUpload(w *response, rt route, id string, size int64, status int) {
 	header.Set("Location", rt.location("blobs/uploads/"+id))
 	header.Set("Range", fmt.Sprintf("0-%d", max(size-1, 0)))
 	header.Set("Docker-Upload-Uuid", id)
-	w.begin(status, 0)
+	length := int64(0)
 	if status == http.StatusNoContent {
-		w.begin(status, -1)
+		length = -1
 	}
+	w.begin(status, length)
 }
 
 // location returns the path of something in the repository, in the words in which the client named that.
@@ -334,6 +347,10 @@ func (h *handler) adopt(ctx context.Context, in oci.Reference, kind oci.Kind, dg
 		return err
 	}
 	ref := oci.Reference{Registry: in.Registry, Repository: in.Repository, Kind: kind, Digest: dgst}
+	h.Push.Expect(dgst)
+	if rc, _, err := h.Local.Open(ctx, ref, 0, 1); err == nil { // a part is given once the whole is proven: nobody sends what is here, but damaged
+		rc.Close()
+	}
 	if _, err := h.Push.Resolve(ctx, ref); !errors.Is(err, oci.ErrNotFound) {
 		return err
 	}

@@ -31,6 +31,8 @@ type memoryReceiver struct {
 	sources map[string]string // of tags
 }
 
+func (*memoryReceiver) Expect(oci.Digest) {}
+
 func newReceiver() *memoryReceiver {
 	return &memoryReceiver{Memory: &ocitest.Memory{}, uploads: make(map[string][]byte), sources: make(map[string]string)}
 }
