@@ -1,12 +1,16 @@
 package cache
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -199,4 +203,48 @@ func TestALateManifestDoesNotTakeItsTagBack(t *testing.T) {
 	if desc, err := k.Resolve(t.Context(), ref); err != nil || desc.Digest != now[0] {
 		t.Errorf("got %+v, %v; want %s", desc, err, now[0])
 	}
+}
+
+// FuzzIndex opens a cache whose names are in files that anybody may have written, as on a medium: whatever stands there, it opens, and what it says is
+// of content that is there.
+func FuzzIndex(f *testing.F) {
+	dir := f.TempDir()
+	k, err := Open(Config{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	b := ocitest.Bytes(1, 100)
+	if err := k.Put(f.Context(), pier.Descriptor{Digest: ocitest.Digest(b)}, bytes.NewReader(b)); err != nil {
+		f.Fatal(err)
+	}
+	if err := k.Close(); err != nil {
+		f.Fatal(err)
+	}
+	entry := `{"schemaVersion":2,"manifests":[{"digest":"` + ocitest.Digest(b).String() + `","size":100,"annotations":{"org.opencontainers.image.ref.name":"registry.test/app:1","io.pier.source":"push"}}]}`
+	for _, seed := range []string{"", "{}", "null", entry, strings.ReplaceAll(entry, "sha256", "sha512"), strings.ReplaceAll(entry, "app:1", "../x:1")} {
+		f.Add([]byte(seed), []byte(seed+"\n"), true)
+	}
+	f.Fuzz(func(t *testing.T, index, names []byte, summed bool) {
+		if summed {
+			names = fmt.Appendf(names, "%x\n", sha256.Sum256(names))
+		}
+		must := func(err error) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(os.WriteFile(filepath.Join(dir, "index.json"), index, 0o600))
+		must(os.WriteFile(filepath.Join(dir, "pier", "names.json"), names, 0o600))
+		k, err := Open(Config{Dir: dir, MaxBytes: 1 << 20, Log: slog.New(slog.DiscardHandler)})
+		must(err)
+		list, err := k.Images(t.Context(), nil)
+		must(err)
+		for _, img := range list {
+			if !has(k, img.Digest) {
+				t.Errorf("%q are names of what is not there", img.Names)
+			}
+		}
+		_, _ = k.Referrers(t.Context(), pier.Reference{Digest: ocitest.Digest(b)})
+		must(k.Close())
+	})
 }

@@ -254,7 +254,7 @@ func FuzzFile(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if len(c.Listen) == 0 || len(c.Stores) == 0 || c.PullTimeout <= 0 || c.TagTTL <= 0 || c.CacheMaxBytes < 0 || c.DefaultRegistry == "" ||
+		if len(c.Listen) == 0 || len(c.Stores) == 0 || c.PullTimeout <= 0 || c.TagTTL < 0 || c.CacheMaxBytes < 0 || c.DefaultRegistry == "" ||
 			c.Cluster == "" || c.PeerSlots < 1 || c.PeerRate < 0 || c.UpstreamRate < 0 || c.Fetchers < 1 || c.Fetchers > 8 {
 			t.Errorf("accepted %q as %+v", content, c)
 		}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -196,4 +197,15 @@ func TestMembersElsewhere(t *testing.T) {
 			}
 		}
 	}
+}
+
+func FuzzParseFile(f *testing.F) {
+	for _, seed := range []string{"", "a\n", "a:7946 # one\n", "[::1]:1\n", "::1\n", "a:0\n", "\x00", "10.0.0.1/8"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, content string) {
+		if places, faults := parseFile("f", content); len(places)+len(faults) > strings.Count(content, "\n")+1 {
+			t.Errorf("%q has %d places and %d faults", content, len(places), len(faults))
+		}
+	})
 }

@@ -109,7 +109,7 @@ func startNode(t *testing.T, cfg config.Config, log *slog.Logger) (n *Node, stop
 	if cfg.Listen == nil {
 		cfg.Listen = []string{"127.0.0.1:0"}
 	}
-	cfg.Stores, cfg.CacheDir = []string{config.StoreNone}, t.TempDir()
+	cfg.Stores, cfg.CacheDir = []string{config.StoreNone}, cmp.Or(cfg.CacheDir, t.TempDir())
 	cfg.DefaultRegistry, cfg.PullTimeout, cfg.TagTTL = "docker.io", time.Minute, time.Minute
 	cfg.PeerSlots, cfg.Fetchers = cmp.Or(cfg.PeerSlots, 16), cmp.Or(cfg.Fetchers, 1)
 	n, err := New(t.Context(), cfg, "test", log)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/crypto/bcrypt"
@@ -330,5 +331,32 @@ func FuzzPush(f *testing.F) {
 			}
 		}
 		_ = fmt.Sprint(w.Header())
+	})
+}
+
+// FuzzPushers reads files of passwords, and credentials that strangers send: none of them is somebody's.
+func FuzzPushers(f *testing.F) {
+	hash, err := bcrypt.GenerateFromPassword([]byte("engine"), bcrypt.MinCost)
+	if err != nil {
+		f.Fatal(err)
+	}
+	known := &Pushers{turn: make(chan struct{}, 1), queue: make(chan struct{}, 1), users: map[string][]byte{"ada": hash}}
+	other := &Pushers{key: [32]byte{1}}
+	for _, seed := range []string{"", "ada", "ada:", "ada:$2y$05$", "# ada", "Bearer pier1.", "Bearer " + other.token("ada", time.Now()), "Basic YWRhOng="} {
+		f.Add([]byte(seed), seed)
+	}
+	f.Fuzz(func(t *testing.T, file []byte, authorization string) {
+		name := filepath.Join(t.TempDir(), "htpasswd")
+		if err := os.WriteFile(name, file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := NewPushers(name); err == nil && len(p.users) == 0 {
+			t.Errorf("nobody is in %q, and that is fine", file)
+		}
+		r := httptest.NewRequest(http.MethodGet, "/v2/", nil)
+		r.Header.Set("Authorization", authorization)
+		if who, _, err := known.who(r); err == nil && who != "" {
+			t.Errorf("%q is %s", authorization, who)
+		}
 	})
 }

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -186,5 +187,22 @@ func FuzzNextPage(f *testing.F) {
 				t.Errorf("%q leads to %q", link, values)
 			}
 		}
+	})
+}
+
+func FuzzElements(f *testing.F) {
+	for _, seed := range []string{"", "null", "[]", `["a","b"]`, `[{"digest":"sha256:00"}]`, "[null]", "{}", "[[[["} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(_ *testing.T, b []byte) {
+		var tags struct {
+			Tags elements[string] `json:"tags"`
+		}
+		var index struct {
+			Manifests elements[v1.Descriptor] `json:"manifests"`
+		}
+		_ = json.Unmarshal(b, &tags)
+		_ = json.Unmarshal(b, &index)
+		_ = new(elements[string]).UnmarshalJSON(b)
 	})
 }

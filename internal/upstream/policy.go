@@ -141,7 +141,7 @@ func publicName(name string) bool {
 	host, _ := splitPort(strings.ToLower(name))
 	host = strings.TrimSuffix(host, ".")
 	i := strings.LastIndexByte(host, '.')
-	if i < 0 || strings.HasPrefix(host, "[") {
+	if i < 0 || strings.ContainsAny(host, "[:%") { // an IPv6 address, perhaps with a zone
 		return false
 	}
 	// By the URL standard's rule, a host is an address if its last label is a number. No top-level domain starts with a digit.
