@@ -239,7 +239,8 @@ func (k *Cache) Tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor)
 		}
 		k.unname(parts)
 		k.mu.Lock()
-		for _, b := range info.Blobs {
+		delete(k.expected, desc.Digest)
+		for _, b := range slices.Concat(info.Blobs, info.Manifests) {
 			delete(k.expected, b.Digest)
 		}
 		k.mu.Unlock()
@@ -256,6 +257,8 @@ func (k *Cache) tag(ctx context.Context, ref oci.Reference, desc oci.Descriptor)
 	defer k.mu.Unlock()
 	delete(k.pending, nameOf(ref)) // what it was to name once, it does not any more
 	switch {
+	case errors.Is(err, oci.ErrNotFound) && precious(desc.Source):
+		return err // it is to be here by now
 	case errors.Is(err, oci.ErrNotFound):
 		remember(k.pending, nameOf(ref), desc.Digest)
 		return nil
@@ -308,7 +311,7 @@ func (k *Cache) arrived(ref oci.Reference, desc oci.Descriptor, info oci.Manifes
 	}
 	e := entry{info.MediaType, desc.Digest, desc.Size, desc.Source}
 	for name, dgst := range k.pending {
-		if dgst != desc.Digest {
+		if dgst != desc.Digest || k.index[name].Source == SourcePush {
 			continue
 		}
 		if err := k.name(name, e); err != nil {

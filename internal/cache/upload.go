@@ -8,6 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,12 +22,22 @@ import (
 
 // What a client pushes comes in pieces, into a file beside those of transfers. It is gone on with after a restart, and swept with the others.
 
-const uploadPrefix = "upload-"
+const (
+	uploadPrefix = "upload-"
+	maxUploads   = 1000 // at once
+)
 
 // StartUpload begins an upload, and returns its ID. Where what is never evicted takes all that the cache may, the error wraps [syscall.ENOSPC].
 func (k *Cache) StartUpload() (id string, err error) {
 	if most := k.c.MaxBytes; most > 0 && k.bytes.Load() > most && k.stays.Load() > most+most/slack {
 		return "", fmt.Errorf("cache: images that were pushed or came from archives take all of the %d bytes that it may: remove some with pier prune, or allow more: %w", most, syscall.ENOSPC)
+	}
+	uploads, err := filepath.Glob(k.path("pier", "partial", uploadPrefix+"*"))
+	if err != nil {
+		return "", err
+	}
+	if len(uploads) >= maxUploads {
+		return "", fmt.Errorf("cache: %d uploads wait to be gone on with: %w", len(uploads), oci.ErrUnavailable)
 	}
 	id = rand.Text()
 	f, err := os.OpenFile(k.path("pier", "partial", uploadPrefix+id), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
@@ -34,16 +47,27 @@ func (k *Cache) StartUpload() (id string, err error) {
 	return id, f.Close()
 }
 
-// openUpload opens the file of an upload, which is the caller's alone until it is settled. An ID that is none, or that somebody is at, is
-// [oci.ErrNotFound].
-func (k *Cache) openUpload(id string) (*partial, error) {
-	missing := fmt.Errorf("cache: upload %.40q: %w", id, oci.ErrNotFound)
+// uploadName returns the name of the file of an upload.
+func uploadName(id string) (string, error) {
 	for _, c := range []byte(id) { // it becomes part of a path
 		if (c < 'A' || c > 'Z') && (c < '2' || c > '7') {
-			return nil, missing
+			return "", missingUpload(id)
 		}
 	}
-	name := uploadPrefix + id
+	return uploadPrefix + id, nil
+}
+
+func missingUpload(id string) error {
+	return fmt.Errorf("cache: upload %.40q: %w", id, oci.ErrNotFound)
+}
+
+// openUpload opens the file of an upload, which is the caller's alone until it is settled. An ID that is none is [oci.ErrNotFound], one that
+// somebody is at [oci.ErrUnavailable].
+func (k *Cache) openUpload(id string) (*partial, error) {
+	name, err := uploadName(id)
+	if err != nil {
+		return nil, err
+	}
 	k.mu.Lock()
 	_, taken := k.active[name]
 	if !taken {
@@ -51,13 +75,13 @@ func (k *Cache) openUpload(id string) (*partial, error) {
 	}
 	k.mu.Unlock()
 	if taken {
-		return nil, missing
+		return nil, fmt.Errorf("cache: upload %s is in use: %w", id, oci.ErrUnavailable)
 	}
 	f, err := os.OpenFile(k.path("pier", "partial", name), os.O_RDWR, 0)
 	if err != nil {
 		k.settled(name)
 		if errors.Is(err, fs.ErrNotExist) {
-			err = missing
+			err = missingUpload(id)
 		}
 		return nil, err
 	}
@@ -66,13 +90,14 @@ func (k *Cache) openUpload(id string) (*partial, error) {
 
 // Uploaded returns how many bytes of an upload are here.
 func (k *Cache) Uploaded(id string) (int64, error) {
-	p, err := k.openUpload(id)
+	name, err := uploadName(id)
 	if err != nil {
 		return 0, err
 	}
-	defer k.settled(p.name)
-	defer p.f.Close()
-	info, err := p.f.Stat()
+	info, err := os.Stat(k.path("pier", "partial", name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, missingUpload(id)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -100,7 +125,13 @@ func (k *Cache) AppendUpload(id string, offset int64, r io.Reader) (size int64, 
 	if offset >= 0 && offset != size {
 		return size, fmt.Errorf("cache: upload at %d, not %d: %w", size, offset, oci.ErrRange)
 	}
+	if most := k.c.MaxBytes; most > 0 {
+		r = io.LimitReader(r, most-size+1)
+	}
 	n, err := io.Copy(p.f, r)
+	if most := k.c.MaxBytes; most > 0 && size+n > most {
+		err = fmt.Errorf("cache: an upload of more than the %d bytes that the cache may have: %w", most, syscall.ENOSPC)
+	}
 	return size + n, err
 }
 
@@ -182,11 +213,16 @@ func (p pushed) Tags(ctx context.Context, registry, repository string) ([]string
 // Referrers implements [oci.Lister].
 func (p pushed) Referrers(ctx context.Context, ref oci.Reference) ([]v1.Descriptor, error) {
 	all, err := p.Cache.Referrers(ctx, ref)
-	var list []v1.Descriptor
-	for _, d := range all {
-		if e, ok := p.named(oci.Reference{Registry: ref.Registry, Repository: ref.Repository, Digest: d.Digest}); ok && e.Source == SourcePush {
-			list = append(list, d)
+	if len(all) == 0 {
+		return nil, err
+	}
+	pushed := make(map[oci.Digest]bool)
+	p.mu.Lock()
+	for name, e := range p.index {
+		if rest, ok := strings.CutPrefix(name, ref.Name()); ok && e.Source == SourcePush && !strings.Contains(rest, "/") {
+			pushed[e.Digest] = true // by a tag, or by its digest
 		}
 	}
-	return list, err
+	p.mu.Unlock()
+	return slices.DeleteFunc(all, func(d v1.Descriptor) bool { return !pushed[d.Digest] }), err
 }

@@ -13,6 +13,7 @@ import (
 	"sort"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"pier/internal/oci"
@@ -30,6 +31,7 @@ type Archive struct {
 	blobs map[oci.Digest]span
 	texts map[oci.Digest][]byte // manifests that are made here
 	names map[string]v1.Descriptor
+	sums  map[span]digest.Digest // of compressed layers, which several images may have
 }
 
 // A span is where a file is in an archive.
@@ -38,6 +40,7 @@ type span struct{ offset, size int64 }
 const (
 	maxFiles = 200_000 // in an archive
 	maxHops  = 8       // of links to links in it
+	maxName  = 4096    // bytes of a name, as of a path in Linux
 )
 
 // Open opens an archive, which may be compressed by gzip: it is then unpacked into a temporary file. unnamed is what an image is called that
@@ -47,12 +50,12 @@ func Open(ctx context.Context, name string, unnamed oci.Reference) (*Archive, er
 	if err != nil {
 		return nil, err
 	}
-	a := &Archive{f: f, files: make(map[string]span), blobs: make(map[oci.Digest]span), texts: make(map[oci.Digest][]byte), names: make(map[string]v1.Descriptor)}
+	a := &Archive{f: f, files: make(map[string]span), blobs: make(map[oci.Digest]span), texts: make(map[oci.Digest][]byte), names: make(map[string]v1.Descriptor), sums: make(map[span]digest.Digest)}
 	if err = a.plain(ctx); err == nil {
 		err = a.scan(ctx)
 	}
 	if err == nil {
-		err = a.read(unnamed)
+		err = a.read(ctx, unnamed)
 	}
 	if err != nil {
 		a.Close()
@@ -90,7 +93,7 @@ func (a *Archive) plain(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrArchive, err)
 	}
-	if a.f, err = os.CreateTemp("", "pier-archive-"); err != nil {
+	if a.f, err = os.CreateTemp(oci.TempDir(), "pier-archive-"); err != nil {
 		a.f = packed // for Close
 		return err
 	}
@@ -135,6 +138,9 @@ func (a *Archive) scan(ctx context.Context) error {
 		}
 		if n == maxFiles {
 			return fmt.Errorf("%w: it has more than %d files", ErrArchive, maxFiles)
+		}
+		if len(h.Name) > maxName || len(h.Linkname) > maxName {
+			return fmt.Errorf("%w: a name in it has more than %d bytes", ErrArchive, maxName)
 		}
 		name, err := inside(h.Name)
 		if err != nil {

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -18,12 +19,12 @@ import (
 const annotationName = "io.containerd.image.name"
 
 // read finds out which images there are.
-func (a *Archive) read(unnamed oci.Reference) error {
+func (a *Archive) read(ctx context.Context, unnamed oci.Reference) error {
 	if _, ok := a.files[v1.ImageLayoutFile]; ok {
 		return a.readLayout(unnamed)
 	}
 	if _, ok := a.files["manifest.json"]; ok {
-		return a.readDocker(unnamed)
+		return a.readDocker(ctx, unnamed)
 	}
 	return fmt.Errorf("%w: it has neither %s nor manifest.json", ErrArchive, v1.ImageLayoutFile)
 }
@@ -97,7 +98,7 @@ type saved struct {
 
 // readDocker reads the format of docker save before version 25, of which skopeo's docker-archive is one, too. It has no manifests: they are made
 // here, of layers as they are. What the layers must be, the configuration says.
-func (a *Archive) readDocker(unnamed oci.Reference) error {
+func (a *Archive) readDocker(ctx context.Context, unnamed oci.Reference) error {
 	text, err := a.text("manifest.json")
 	if err != nil {
 		return err
@@ -107,7 +108,7 @@ func (a *Archive) readDocker(unnamed oci.Reference) error {
 		return fmt.Errorf("%w: manifest.json: %w", ErrArchive, err)
 	}
 	for _, img := range images {
-		d, err := a.manifest(img)
+		d, err := a.manifest(ctx, img)
 		if err != nil {
 			return err
 		}
@@ -124,7 +125,7 @@ func (a *Archive) readDocker(unnamed oci.Reference) error {
 }
 
 // manifest makes the manifest of an image.
-func (a *Archive) manifest(img saved) (v1.Descriptor, error) {
+func (a *Archive) manifest(ctx context.Context, img saved) (v1.Descriptor, error) {
 	config, err := a.text(img.Config)
 	if err != nil {
 		return v1.Descriptor{}, err
@@ -142,7 +143,7 @@ func (a *Archive) manifest(img saved) (v1.Descriptor, error) {
 	}
 	m := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Config: a.made(v1.MediaTypeImageConfig, config), Layers: []v1.Descriptor{}}
 	for i, name := range img.Layers {
-		d, err := a.layer(name, c.RootFS.DiffIDs[i])
+		d, err := a.layer(ctx, name, c.RootFS.DiffIDs[i])
 		if err != nil {
 			return v1.Descriptor{}, err
 		}
@@ -163,7 +164,7 @@ func (a *Archive) made(mediaType string, text []byte) v1.Descriptor {
 }
 
 // layer returns the descriptor of a layer, which must be what the configuration says unless it is compressed: then it is digested here.
-func (a *Archive) layer(name string, want digest.Digest) (v1.Descriptor, error) {
+func (a *Archive) layer(ctx context.Context, name string, want digest.Digest) (v1.Descriptor, error) {
 	clean, err := inside(name)
 	if err != nil {
 		return v1.Descriptor{}, err
@@ -178,11 +179,14 @@ func (a *Archive) layer(name string, want digest.Digest) (v1.Descriptor, error) 
 	d := v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: want, Size: at.size}
 	var magic [2]byte
 	if _, err := a.f.ReadAt(magic[:], at.offset); err == nil && string(magic[:]) == "\x1f\x8b" {
-		h := sha256.New()
-		if _, err := io.Copy(h, io.NewSectionReader(a.f, at.offset, at.size)); err != nil {
-			return d, err
+		if d.MediaType, d.Digest = v1.MediaTypeImageLayerGzip, a.sums[at]; d.Digest == "" {
+			h := sha256.New()
+			if _, err := io.Copy(h, &stoppable{ctx, io.NewSectionReader(a.f, at.offset, at.size)}); err != nil {
+				return d, err
+			}
+			d.Digest = digest.NewDigest(digest.SHA256, h)
+			a.sums[at] = d.Digest
 		}
-		d.MediaType, d.Digest = v1.MediaTypeImageLayerGzip, digest.NewDigest(digest.SHA256, h)
 	}
 	a.blobs[d.Digest] = at
 	return d, nil

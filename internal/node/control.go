@@ -70,7 +70,7 @@ func (n *Node) controlHandler() http.Handler {
 		}
 	})
 	mux.Handle("/v2/", registry.New(registry.Config{ // archives, as a command reads them
-		Source: n.whole, Push: n.cache, PushSource: cache.SourceArchive, Door: "control", Log: n.log, Metrics: n.metrics,
+		Source: n.whole, Push: n.cache, PushSource: cache.SourceArchive, PushSparse: true, Door: "control", Log: n.log, Metrics: n.metrics,
 	}))
 	return mux
 }

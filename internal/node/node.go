@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
-	"golang.org/x/sys/unix"
 
 	"pier/internal/cache"
 	"pier/internal/chain"
@@ -82,12 +81,12 @@ func (n *Node) open(ctx context.Context) error {
 
 // wire is the whole of how content flows through a node.
 func (n *Node) wire() error {
-	engine := transfer.Config{Dir: spoolDir(), Max: n.cfg.CacheMaxBytes, Timeout: n.cfg.PullTimeout, Log: n.log, Metrics: n.metrics}
+	engine := transfer.Config{Dir: oci.TempDir(), Max: n.cfg.CacheMaxBytes, Timeout: n.cfg.PullTimeout, Log: n.log, Metrics: n.metrics}
 	found := n.held() // on disk, by others: proven when it is first served
 	var proven []oci.Source
 	var made oci.Source = chain.First(n.log)
 	if d := n.stores.docker; d != nil {
-		files := transfer.Temporary(spoolDir())
+		files := transfer.Temporary(oci.TempDir())
 		if n.cache != nil {
 			files = n.cache
 		}
@@ -209,16 +208,6 @@ func OwnCacheDir() string {
 		return filepath.Join(dir, "pier", "images")
 	}
 	return "/var/cache/pier/images" // a service without a home
-}
-
-// spoolDir is where content on its way is spooled that no cache keeps: the directory for large temporary files, since /tmp is
-// often memory. An empty name means the system's choice.
-func spoolDir() string {
-	const large = "/var/tmp"
-	if os.Getenv("TMPDIR") != "" || unix.Access(large, unix.W_OK) != nil {
-		return ""
-	}
-	return large
 }
 
 // lockedFor is how long a cache that is locked is waited for: a command may have it for a moment, pier list for example.

@@ -16,6 +16,7 @@ import (
 
 	"pier/internal/cache"
 	"pier/internal/chain"
+	"pier/internal/config"
 	"pier/internal/oci"
 	"pier/internal/oci/ocitest"
 	"pier/internal/registry"
@@ -146,4 +147,24 @@ func TestAPushOntoDamagedContentIsTold(t *testing.T) {
 	} else {
 		wantBlobs(t, k, blobs)
 	}
+}
+
+// What is no socket, where one is wanted, is somebody's file.
+func TestAFileInThePlaceOfASocketStays(t *testing.T) {
+	name := t.TempDir() + "/important"
+	must(t, os.WriteFile(name, []byte("text"), 0o600))
+	if l, err := listen(t.Context(), config.UnixPrefix+name); err == nil {
+		l.Close()
+		t.Error("it was listened on")
+	}
+	if text, err := os.ReadFile(name); err != nil || string(text) != "text" {
+		t.Errorf("the file is %q, %v", text, err)
+	}
+	must(t, os.Remove(name))
+	l, err := listen(t.Context(), config.UnixPrefix+name)
+	must(t, err)
+	_ = l.(socket).UnixListener.Close() // as a crash leaves it
+	l, err = listen(t.Context(), config.UnixPrefix+name)
+	must(t, err)
+	must(t, l.Close())
 }

@@ -86,9 +86,13 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	}
 	l, err := conf.Listen(ctx, "unix", short)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		if c, dialled := new(net.Dialer).DialContext(ctx, "unix", short); dialled == nil {
+		c, dialled := new(net.Dialer).DialContext(ctx, "unix", short)
+		if dialled == nil {
 			c.Close()
-			return nil, err
+		}
+		info, stat := os.Lstat(path)
+		if stat != nil || info.Mode().Type() != os.ModeSocket || !errors.Is(dialled, syscall.ECONNREFUSED) {
+			return nil, err // somebody has it, or it is no socket, and nothing of ours
 		}
 		if err = os.Remove(path); err == nil { // whoever had it is gone
 			l, err = conf.Listen(ctx, "unix", short)
@@ -219,6 +223,10 @@ func (n *Node) listen(ctx context.Context) error {
 		err := d.open(ctx, n.log)
 		if errors.Is(err, syscall.EADDRINUSE) && d.name == "proxy" && n.cfg.ProxyByDefault {
 			n.log.WarnContext(ctx, "nobody asked for a proxy, and there is one already: this node is none; to have one, set --proxy-listen", "addr", d.addr)
+			continue
+		}
+		if err != nil && d.name == "control" {
+			n.log.WarnContext(ctx, "pier list, prune and load cannot ask this node, as long as it runs: file systems of sticks, say, have no sockets", "err", err)
 			continue
 		}
 		if err != nil {

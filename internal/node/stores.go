@@ -155,7 +155,7 @@ func (n *Node) asksForDocker() bool {
 
 // openDocker opens Docker's classic store.
 func (n *Node) openDocker(ctx context.Context) error {
-	files := transfer.Temporary(spoolDir())
+	files := transfer.Temporary(oci.TempDir())
 	store, err := docker.Open(docker.Config{
 		Socket: n.stores.socket, Root: n.stores.dockerRoot, Dir: filepath.Join(n.cfg.DataDir, "docker"), Files: files,
 		Keep: n.cfg.LayerKeep, CPU: n.cfg.RebuildCPU, Reserve: n.memory.reserve, Elsewhere: chain.First(n.log, n.containerds()...), Log: n.log, Metrics: n.metrics,

@@ -38,20 +38,22 @@ var classes = []struct {
 	answer
 }{
 	{errPusher, answer{http.StatusUnauthorized, "UNAUTHORIZED", "whoever pushes needs credentials of this node"}},
-	{errUpload, answer{http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "no such upload, or another connection is at it"}},
+	{errUpload, answer{http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "no such upload"}},
+	{errTaken, answer{http.StatusServiceUnavailable, "UNAVAILABLE", "another request is at that upload: wait for it, or until it is given up, a minute at most"}},
+	{errTag, answer{http.StatusBadRequest, "TAG_INVALID", "invalid tag"}},
 	{errPiece, answer{http.StatusBadRequest, "BLOB_UPLOAD_INVALID", "malformed Content-Range"}},
 	{errContent, answer{http.StatusBadRequest, "DIGEST_INVALID", "the content is not what its digest says"}},
 	{errManifest, answer{http.StatusBadRequest, "MANIFEST_INVALID", "this is no manifest of the type that it is sent as"}},
 	{errParts, answer{http.StatusBadRequest, "MANIFEST_BLOB_UNKNOWN", "a blob or manifest that it names was not pushed, and cannot be had here"}},
 	{errLarge, answer{http.StatusRequestEntityTooLarge, "MANIFEST_INVALID", "the manifest is larger than 4 MiB"}},
-	{errFull, answer{http.StatusInsufficientStorage, "UNAVAILABLE", "this node's disk is full"}},
+	{errFull, answer{http.StatusInsufficientStorage, "UNAVAILABLE", "this node has no room for it: its disk is full, or what was pushed takes all that its cache may (pier prune)"}},
 	{errKept, answer{http.StatusInternalServerError, "UNAVAILABLE", "the content could not be kept; this node's log says why"}},
 	{errMethod, answer{http.StatusMethodNotAllowed, "UNSUPPORTED", "that method is not served here"}},
 	{errNoEndpoint, answer{http.StatusNotFound, "UNSUPPORTED", "no such endpoint"}},
 	{errAccept, answer{http.StatusBadRequest, "UNSUPPORTED", "malformed Accept header"}},
 	{errPage, answer{http.StatusBadRequest, "PAGINATION_NUMBER_INVALID", "n is not a number of tags"}},
 	{errBusy, answer{http.StatusServiceUnavailable, "UNAVAILABLE", "this node serves as many requests as it may: ask another one, or again in a second"}},
-	{oci.ErrNotAllowed, answer{http.StatusForbidden, "DENIED", "this node's rules do not allow to ask that registry"}},
+	{oci.ErrNotAllowed, answer{http.StatusForbidden, "DENIED", "this node's rules do not allow to ask that registry: list it in --upstreams, or in --allow-upstream"}},
 	{oci.ErrNameInvalid, answer{http.StatusBadRequest, "NAME_INVALID", "invalid repository or registry name"}},
 	{oci.ErrTagInvalid, answer{http.StatusNotFound, "MANIFEST_UNKNOWN", "invalid tag, so no such manifest"}},
 	{oci.ErrDigestInvalid, answer{http.StatusBadRequest, "DIGEST_INVALID", "invalid digest"}},
@@ -107,6 +109,9 @@ func (h *handler) fail(w *response, r *http.Request, rt route, err error) (statu
 	if w.started {
 		return a.status, true
 	}
+	if a.status == http.StatusMethodNotAllowed && h.Push == nil && pushing(r) {
+		a.message = "this node takes no pushes: see --accept-push"
+	}
 	if h.Missing != "" && errors.Is(err, oci.ErrNotFound) {
 		a.message += ": " + h.Missing
 	}
@@ -133,6 +138,11 @@ func (h *handler) fail(w *response, r *http.Request, rt route, err error) (statu
 		return statusClientGone, true
 	}
 	return a.status, false
+}
+
+// pushing reports whether a request is one of a push.
+func pushing(r *http.Request) bool {
+	return r.Method == http.MethodPost || r.Method == http.MethodPut || r.Method == http.MethodPatch
 }
 
 // allowed are the methods that are served, of something at least.

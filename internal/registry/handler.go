@@ -40,6 +40,7 @@ type Config struct {
 	Push       Receiver
 	Pushers    *Pushers
 	PushSource string // what Push is told as the Source of what is pushed; "push" if empty
+	PushSparse bool   // an index may be pushed without some of its manifests
 
 	// Slots is how many requests for content, GET of manifests and blobs, are served at once; those beyond are answered 503
 	// at once, so that whoever asks finds another node. 0: any number.
@@ -67,6 +68,7 @@ type handler struct {
 	lister  oci.Lister // nil if Source is none
 	stall   time.Duration
 	slots   chan struct{} // one element for each request that holds a slot; nil: any number
+	texts   chan struct{} // one element for each manifest that is being received
 	metrics *meter
 }
 
@@ -95,7 +97,7 @@ func newHandler(c Config) *handler {
 	if c.Metrics == nil {
 		c.Metrics = metrics.NewSet()
 	}
-	h := &handler{Config: c, stall: stall, metrics: newMeter(c.Metrics, c.Door)}
+	h := &handler{Config: c, stall: stall, metrics: newMeter(c.Metrics, c.Door), texts: make(chan struct{}, maxTexts)}
 	if c.Slots > 0 {
 		h.slots = make(chan struct{}, c.Slots)
 	}

@@ -23,7 +23,8 @@ type Receiver interface {
 	oci.Store
 	oci.Tagger
 
-	// Uploads are gone on with where they were left, also by another connection. An ID that is none, or that somebody is at, is [oci.ErrNotFound].
+	// Uploads are gone on with where they were left, also by another connection. An ID that is none is [oci.ErrNotFound], one that another request is
+	// at [oci.ErrUnavailable].
 	StartUpload() (id string, err error)
 	Uploaded(id string) (size int64, err error)
 	AppendUpload(id string, offset int64, r io.Reader) (size int64, err error) // [oci.ErrRange] if offset is not negative, and not where it was left
@@ -36,6 +37,8 @@ type Receiver interface {
 // What can be wrong with a push besides.
 var (
 	errUpload   = errors.New("no such upload")
+	errTaken    = errors.New("upload that another request is at")
+	errTag      = errors.New("invalid tag")
 	errPiece    = errors.New("malformed range of a piece")
 	errContent  = errors.New("content that is not what its digest says")
 	errManifest = errors.New("invalid manifest")
@@ -44,6 +47,9 @@ var (
 	errFull     = errors.New("no room")
 	errKept     = errors.New("not kept")
 )
+
+// maxTexts is how many manifests are received at once: each takes some of its size in memory, several times over.
+const maxTexts = 4
 
 // parsePush returns the route of a request that is part of a push, if it is one.
 func (h *handler) parsePush(r *http.Request) (rt route, target string, ok bool, err error) {
@@ -74,7 +80,10 @@ func (h *handler) parsePush(r *http.Request) (rt route, target string, ok bool, 
 	}
 	rt.setName(rt.query.Get("ns"), r.Header.Get("X-Registry"), h.DefaultRegistry)
 	if rt.endpoint == endpointManifest {
-		return rt, target, true, rt.setTarget(target)
+		if err = rt.setTarget(target); errors.Is(err, oci.ErrTagInvalid) {
+			err = fmt.Errorf("%w: %s", errTag, err.Error())
+		}
+		return rt, target, true, err
 	}
 	named := rt.ref
 	named.Tag = "latest" // Validate wants a whole reference
@@ -109,7 +118,7 @@ func (h *handler) push(ctx context.Context, w *response, r *http.Request, rt rou
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return fmt.Errorf("%w: %w", errFull, err)
 	}
-	for _, known := range []error{errMethod, errUpload, errPiece, errContent, errManifest, errParts, errLarge, oci.ErrRange, oci.ErrDigestInvalid, oci.ErrNameInvalid, oci.ErrTagInvalid} {
+	for _, known := range []error{errMethod, errUpload, errTaken, errBusy, errPiece, errContent, errManifest, errParts, errLarge, oci.ErrRange, oci.ErrDigestInvalid, oci.ErrNameInvalid, oci.ErrTagInvalid} {
 		if errors.Is(err, known) {
 			return err
 		}
@@ -117,7 +126,7 @@ func (h *handler) push(ctx context.Context, w *response, r *http.Request, rt rou
 	return fmt.Errorf("%w: %w", errKept, err)
 }
 
-func (h *handler) take(ctx context.Context, w *response, r *http.Request, rt route, target string, body io.Reader) error {
+func (h *handler) take(ctx context.Context, w *response, r *http.Request, rt route, target string, body *incoming) error {
 	switch {
 	case rt.endpoint == endpointManifest:
 		return h.putManifest(ctx, w, r, rt, body)
@@ -147,8 +156,11 @@ func (h *handler) take(ctx context.Context, w *response, r *http.Request, rt rou
 }
 
 func unknownUpload(err error) error {
-	if errors.Is(err, oci.ErrNotFound) {
-		return fmt.Errorf("%w: %w", errUpload, err)
+	switch {
+	case errors.Is(err, oci.ErrNotFound):
+		return fmt.Errorf("%w: %s", errUpload, err.Error()) // of content, nothing was asked
+	case errors.Is(err, oci.ErrUnavailable):
+		return fmt.Errorf("%w: %w", errTaken, err)
 	}
 	return err
 }
@@ -160,7 +172,7 @@ func (h *handler) startUpload(ctx context.Context, w *response, rt route, body i
 		if err != nil {
 			return err
 		}
-		if h.adopt(ctx, rt.ref, oci.Blob, dgst, "") == nil {
+		if _, err := h.adopt(ctx, rt.ref, oci.Blob, dgst, ""); err == nil {
 			sayBlob(w, rt, dgst)
 			return nil
 		}
@@ -172,6 +184,9 @@ func (h *handler) startUpload(ctx context.Context, w *response, rt route, body i
 		}
 	}
 	id, err := h.Push.StartUpload()
+	if errors.Is(err, oci.ErrUnavailable) { // too many wait
+		return fmt.Errorf("%w: %w", errBusy, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -216,7 +231,7 @@ func sayBlob(w *response, rt route, dgst oci.Digest) {
 
 // appendUpload takes a piece.
 func (h *handler) appendUpload(w *response, r *http.Request, rt route, id string, body io.Reader) error {
-	offset, err := pieceOffset(r.Header.Get("Content-Range"))
+	offset, err := pieceOffset(r)
 	if err != nil {
 		return err
 	}
@@ -232,8 +247,9 @@ func (h *handler) appendUpload(w *response, r *http.Request, rt route, id string
 	return nil
 }
 
-// pieceOffset returns where a piece begins, negative if the header does not say so: first-last, in bytes.
-func pieceOffset(header string) (int64, error) {
+// pieceOffset returns where a piece begins, negative if its Content-Range does not say so: first-last, in bytes.
+func pieceOffset(r *http.Request) (int64, error) {
+	header := r.Header.Get("Content-Range")
 	if header == "" {
 		return -1, nil
 	}
@@ -241,7 +257,7 @@ func pieceOffset(header string) (int64, error) {
 	last, _, _ = strings.Cut(last, "/")
 	from, err := strconv.ParseUint(first, 10, 62)
 	to, toErr := strconv.ParseUint(last, 10, 62)
-	if !ok || err != nil || toErr != nil || to < from {
+	if !ok || err != nil || toErr != nil || to < from || r.ContentLength >= 0 && uint64(r.ContentLength) != to-from+1 {
 		return 0, fmt.Errorf("Content-Range %.40q: %w", header, errPiece)
 	}
 	return int64(from), nil
@@ -249,7 +265,7 @@ func pieceOffset(header string) (int64, error) {
 
 // finishUpload takes the last piece, or none, and keeps the whole.
 func (h *handler) finishUpload(w *response, r *http.Request, rt route, id string, body io.Reader) error {
-	offset, err := pieceOffset(r.Header.Get("Content-Range"))
+	offset, err := pieceOffset(r)
 	if err != nil {
 		return err
 	}
@@ -280,7 +296,16 @@ func (h *handler) complete(w *response, rt route, id string, offset int64, body 
 }
 
 // putManifest keeps a manifest, once all that it names is kept, and gives it its name.
-func (h *handler) putManifest(ctx context.Context, w *response, r *http.Request, rt route, body io.Reader) error {
+func (h *handler) putManifest(ctx context.Context, w *response, r *http.Request, rt route, body *incoming) error {
+	select {
+	case h.texts <- struct{}{}:
+		defer func() { <-h.texts }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(w.stall):
+		return errBusy
+	}
+	body.until = time.Now().Add(w.stall)
 	b, err := io.ReadAll(io.LimitReader(body, oci.MaxManifest+1))
 	if err != nil {
 		return err
@@ -302,6 +327,7 @@ func (h *handler) putManifest(ctx context.Context, w *response, r *http.Request,
 	} else if dgst.Algorithm().FromBytes(b) != dgst {
 		return fmt.Errorf("%w: a manifest sent as %s", errContent, dgst)
 	}
+	h.Push.Expect(dgst)
 	if err := h.adoptAll(ctx, rt.ref, info); err != nil {
 		return err
 	}
@@ -324,16 +350,29 @@ func (h *handler) putManifest(ctx context.Context, w *response, r *http.Request,
 
 // adoptAll sees that all that a manifest names is kept.
 func (h *handler) adoptAll(ctx context.Context, ref oci.Reference, info oci.ManifestInfo) error {
+	if s := info.Subject; s != nil {
+		if _, err := oci.ParseDigest(s.Digest.String()); err != nil {
+			return fmt.Errorf("%w: its subject: %w", errManifest, err)
+		}
+	}
 	for _, d := range info.Blobs {
 		if strings.Contains(d.MediaType, "nondistributable") || strings.Contains(d.MediaType, ".foreign.") {
 			continue // it is elsewhere, and nobody may push it
 		}
-		if err := h.adopt(ctx, ref, oci.Blob, d.Digest, d.MediaType); err != nil {
+		size, err := h.adopt(ctx, ref, oci.Blob, d.Digest, d.MediaType)
+		if err != nil {
 			return fmt.Errorf("%w: blob %.200s: %w", errParts, d.Digest, err)
+		}
+		if size != d.Size {
+			return fmt.Errorf("%w: blob %.200s has %d bytes, not %d", errManifest, d.Digest, size, d.Size)
 		}
 	}
 	for _, d := range info.Manifests {
-		if err := h.adopt(ctx, ref, oci.Manifest, d.Digest, d.MediaType); err != nil {
+		_, err := h.adopt(ctx, ref, oci.Manifest, d.Digest, d.MediaType)
+		if h.PushSparse && errors.Is(err, oci.ErrNotFound) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("%w: manifest %.200s: %w", errParts, d.Digest, err)
 		}
 	}
@@ -341,28 +380,28 @@ func (h *handler) adoptAll(ctx context.Context, ref oci.Reference, info oci.Mani
 }
 
 // adopt keeps content that this node can get from elsewhere: a client that was told that it is here does not send it, and what is
-// pushed is to be whole.
-func (h *handler) adopt(ctx context.Context, in oci.Reference, kind oci.Kind, dgst oci.Digest, mediaType string) error {
+// pushed is to be whole. It returns how large it is.
+func (h *handler) adopt(ctx context.Context, in oci.Reference, kind oci.Kind, dgst oci.Digest, mediaType string) (size int64, err error) {
 	if _, err := oci.ParseDigest(dgst.String()); err != nil {
-		return err
+		return 0, err
 	}
 	ref := oci.Reference{Registry: in.Registry, Repository: in.Repository, Kind: kind, Digest: dgst}
 	h.Push.Expect(dgst)
 	if rc, _, err := h.Local.Open(ctx, ref, 0, 1); err == nil { // a part is given once the whole is proven: nobody sends what is here, but damaged
 		rc.Close()
 	}
-	if _, err := h.Push.Resolve(ctx, ref); !errors.Is(err, oci.ErrNotFound) {
-		return err
+	if desc, err := h.Push.Resolve(ctx, ref); !errors.Is(err, oci.ErrNotFound) {
+		return desc.Size, err
 	}
 	rc, desc, err := h.Source.Open(ctx, ref, 0, -1)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer rc.Close()
 	if kind == oci.Manifest {
 		mediaType = desc.MediaType
 	}
-	return h.Push.Put(ctx, oci.Descriptor{MediaType: mediaType, Digest: dgst, Size: desc.Size}, rc)
+	return desc.Size, h.Push.Put(ctx, oci.Descriptor{MediaType: mediaType, Digest: dgst, Size: desc.Size}, rc)
 }
 
 // incoming is the body of a request, each piece of which has its own time.
@@ -370,13 +409,18 @@ type incoming struct {
 	r     io.Reader
 	w     *response
 	armed time.Time
-	err   error // the first
+	until time.Time // when all of it has to be here; zero: whenever
+	err   error     // the first
 }
 
 func (i *incoming) Read(p []byte) (int, error) {
 	if now := time.Now(); now.Sub(i.armed) > i.w.stall/8 {
 		i.armed = now
-		_ = i.w.ctl.SetReadDeadline(now.Add(i.w.stall)) // unsupported: the server's own time-outs remain
+		end := now.Add(i.w.stall)
+		if !i.until.IsZero() && i.until.Before(end) {
+			end = i.until
+		}
+		_ = i.w.ctl.SetReadDeadline(end) // unsupported: the server's own time-outs remain
 	}
 	n, err := i.r.Read(p)
 	if err != nil && i.err == nil {
@@ -385,5 +429,5 @@ func (i *incoming) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// end leaves the connection without a deadline of ours.
-func (i *incoming) end() { _ = i.w.ctl.SetReadDeadline(time.Time{}) }
+// end leaves the connection a deadline for what is left of the body, which the server reads before it answers. The next request has its own.
+func (i *incoming) end() { _ = i.w.ctl.SetReadDeadline(time.Now().Add(i.w.stall)) }

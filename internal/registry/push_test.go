@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -176,9 +178,9 @@ func TestPush(t *testing.T) {
 	p.want(202, "POST", "/v2/other/blobs/uploads/?mount="+ocitest.Absent.String()+"&from=any", "")
 
 	manifest := func(subject *v1.Descriptor, layers ...string) string {
-		m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Subject: subject, Config: v1.Descriptor{Digest: ocitest.Digest([]byte(config))}}
+		m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Subject: subject, Config: v1.Descriptor{Digest: ocitest.Digest([]byte(config)), Size: int64(len(config))}}
 		for _, l := range layers {
-			m.Layers = append(m.Layers, v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: ocitest.Digest([]byte(l))})
+			m.Layers = append(m.Layers, v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: ocitest.Digest([]byte(l)), Size: int64(len(l))})
 		}
 		b, err := json.Marshal(m)
 		if err != nil {
@@ -210,7 +212,7 @@ func TestPush(t *testing.T) {
 	}
 	p.want(400, "POST", "/v2/Team/blobs/uploads/", "")
 	p.want(400, "PUT", "/v2/team/app%2Fx/manifests/v1", good)
-	p.want(404, "PUT", "/v2/team/app/manifests/.v1", good)
+	p.want(400, "PUT", "/v2/team/app/manifests/.v1", good)
 	if resp := (pusher{t, New(Config{Source: elsewhere})}).want(405, "POST", "/v2/team/app/blobs/uploads/", ""); resp.Header.Get("Allow") != "GET, HEAD" {
 		t.Errorf("Allow %q where nothing can be pushed", resp.Header.Get("Allow"))
 	}
@@ -340,7 +342,7 @@ func FuzzPushers(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	known := &Pushers{turn: make(chan struct{}, 1), queue: make(chan struct{}, 1), users: map[string][]byte{"ada": hash}}
+	known := &Pushers{turn: make(chan struct{}, 1), queue: make(chan struct{}, 1), users: map[string][]byte{"ada": hash}, waiting: make(map[string]int)}
 	other := &Pushers{key: [32]byte{1}}
 	for _, seed := range []string{"", "ada", "ada:", "ada:$2y$05$", "# ada", "Bearer pier1.", "Bearer " + other.token("ada", time.Now()), "Basic YWRhOng="} {
 		f.Add([]byte(seed), seed)
@@ -359,4 +361,112 @@ func FuzzPushers(f *testing.F) {
 			t.Errorf("%q is %s", authorization, who)
 		}
 	})
+}
+
+// A body that does not come, and one that nobody reads, end as any other wait does.
+func TestPushesThatStallEnd(t *testing.T) {
+	store := newReceiver()
+	h := newHandler(Config{Source: store, Push: store})
+	h.stall = 200 * time.Millisecond
+	server := httptest.NewServer(h)
+	defer server.Close()
+	id, err := store.StartUpload()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, request := range []string{
+		"POST /v2/app/blobs/uploads/", "PATCH /v2/app/blobs/uploads/" + id, "PATCH /v2/app/blobs/uploads/none",
+		"PUT /v2/app/blobs/uploads/none?digest=none", "PUT /v2/app/manifests/v1",
+	} {
+		conn, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: pier\r\nContent-Length: 1000\r\n\r\nabc", request)
+		if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: the connection stays", request)
+		}
+		conn.Close()
+	}
+}
+
+// Whoever guesses passwords does not keep others from being let in, nor learns from a token of before what holds now.
+func TestGuessesAndChanges(t *testing.T) {
+	hash := func(password string) []byte {
+		b, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	p := &Pushers{turn: make(chan struct{}, 1), queue: make(chan struct{}, maxChecks), waiting: make(map[string]int), known: make(map[[32]byte]time.Time)}
+	p.users = map[string][]byte{"ada": hash("engine"), "1": hash("1abcdefghijx")}
+	p.turn <- struct{}{} // nobody gets on
+	var guesses sync.WaitGroup
+	for range maxChecks {
+		guesses.Go(func() { _ = p.right("192.0.2.1:1234", "ada", "guess") })
+	}
+	for end := time.Now().Add(5 * time.Second); len(p.queue) < maxChecksFrom && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if err := p.right("192.0.2.1:1", "ada", "engine"); !errors.Is(err, errBusy) {
+		t.Errorf("one more from there: %v", err)
+	}
+	let := make(chan error, 1)
+	go func() { let <- p.right("192.0.2.2:1", "ada", "engine") }()
+	<-p.turn
+	if err := <-let; err != nil {
+		t.Errorf("from elsewhere: %v", err)
+	}
+	guesses.Wait()
+	if len(p.waiting) > 0 || len(p.queue) > 0 {
+		t.Errorf("%d addresses and %d places are left", len(p.waiting), len(p.queue))
+	}
+	if err := p.right("192.0.2.2:1", "1", "1abcdefghijx"); err != nil {
+		t.Error(err)
+	}
+	if err := p.right("192.0.2.2:1", "11abcdefghi", "jx"); !errors.Is(err, errPusher) {
+		t.Errorf("another split of the same text: %v", err)
+	}
+	token := p.token("ada", time.Now())
+	if name, ok := p.holder(token, time.Now()); !ok || name != "ada" {
+		t.Errorf("%q, %v", name, ok)
+	}
+	p.users["ada"] = hash("other")
+	if _, ok := p.holder(token, time.Now()); ok {
+		t.Error("a token outlives the password")
+	}
+}
+
+// Manifests that lie of their parts are refused, and an index without some only where that is meant.
+func TestManifestsThatLie(t *testing.T) {
+	store := newReceiver()
+	b := ocitest.Bytes(1, 100)
+	store.Add("", b)
+	blob := func(size int64) string {
+		return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"digest":%q,"size":%d},"layers":[]}`, v1.MediaTypeImageManifest, ocitest.Digest(b), size)
+	}
+	subject := strings.TrimSuffix(blob(100), "}") + `,"subject":{"digest":"../../x","size":1}}`
+	index := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":7}]}`, v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, ocitest.Absent)
+	whole, sparse := pusher{t, New(Config{Source: store, Push: store})}, pusher{t, New(Config{Source: store, Push: store, PushSparse: true})}
+	for _, lie := range []string{blob(-1), blob(99), subject} {
+		whole.want(400, "PUT", "/v2/app/manifests/v1", lie, "Content-Type", v1.MediaTypeImageManifest)
+	}
+	whole.want(201, "PUT", "/v2/app/manifests/v1", blob(100), "Content-Type", v1.MediaTypeImageManifest)
+	whole.want(400, "PUT", "/v2/app/manifests/v1", index, "Content-Type", v1.MediaTypeImageIndex)
+	sparse.want(201, "PUT", "/v2/app/manifests/v1", index, "Content-Type", v1.MediaTypeImageIndex)
+	id, err := store.StartUpload()
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole.want(400, "PATCH", "/v2/app/blobs/uploads/"+id, "abc", "Content-Range", "0-9")
+	before := len(store.uploads)
+	whole.want(400, "POST", "/v2/app/blobs/uploads/?digest="+ocitest.Absent.String(), "other")
+	whole.want(400, "POST", "/v2/app/blobs/uploads/?digest=none", "other")
+	if len(store.uploads) != before {
+		t.Errorf("%d uploads are left of requests whose clients never knew of them", len(store.uploads)-before)
+	}
 }

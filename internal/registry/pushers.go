@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -25,9 +26,10 @@ type Pushers struct {
 	turn  chan struct{}     // held by whoever checks a password, which costs on purpose
 	queue chan struct{}     // held by them, and by those who wait for that
 
-	mu    sync.Mutex // guards all below
-	users map[string][]byte
-	known map[[sha256.Size]byte]time.Time // pairs of name and password that were right, until when
+	mu      sync.Mutex // guards all below
+	users   map[string][]byte
+	known   map[[sha256.Size]byte]time.Time // pairs of name and password that were right, until when
+	waiting map[string]int                  // of those in the queue, how many come from an address
 }
 
 const (
@@ -36,11 +38,13 @@ const (
 	remembered  = time.Minute // a right password, so that one push checks it once
 	maxPairs    = 64
 	maxChecks   = 32 // passwords that are checked, or wait for it; beyond, whoever guesses must not keep others waiting
+
+	maxChecksFrom = 8 // of them, from one address
 )
 
 // NewPushers returns those that a file of htpasswd -B lists.
 func NewPushers(file string) (*Pushers, error) {
-	p := &Pushers{turn: make(chan struct{}, 1), queue: make(chan struct{}, maxChecks)}
+	p := &Pushers{turn: make(chan struct{}, 1), queue: make(chan struct{}, maxChecks), waiting: make(map[string]int)}
 	_, _ = rand.Read(p.key[:]) // never fails
 	return p, p.Reload(file)
 }
@@ -77,27 +81,31 @@ func (p *Pushers) Reload(file string) error {
 	return nil
 }
 
-// right reports whether a name has a password.
-func (p *Pushers) right(name, password string) bool {
-	pair := sha256.Sum256([]byte(strconv.Itoa(len(name)) + name + password))
+// right returns an error unless a name has a password. A name that is not listed takes as long.
+func (p *Pushers) right(from, name, password string) error {
+	pair := sha256.Sum256([]byte(strconv.Itoa(len(name)) + ":" + name + password))
 	p.mu.Lock()
 	hash, listed := p.users[name]
 	until := p.known[pair]
+	if !listed {
+		for _, hash = range p.users {
+			break
+		}
+	}
 	p.mu.Unlock()
-	if !listed || time.Now().Before(until) {
-		return listed
+	if listed && time.Now().Before(until) {
+		return nil
 	}
-	select {
-	case p.queue <- struct{}{}:
-		defer func() { <-p.queue }()
-	default:
-		return false
-	}
-	p.turn <- struct{}{}
-	err := bcrypt.CompareHashAndPassword(hash, []byte(password))
-	<-p.turn
+	leave, err := p.enter(from)
 	if err != nil {
-		return false
+		return err
+	}
+	defer leave()
+	p.turn <- struct{}{}
+	err = bcrypt.CompareHashAndPassword(hash, []byte(password))
+	<-p.turn
+	if err != nil || !listed {
+		return errPusher
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -105,7 +113,30 @@ func (p *Pushers) right(name, password string) bool {
 		clear(p.known)
 	}
 	p.known[pair] = time.Now().Add(remembered)
-	return true
+	return nil
+}
+
+// enter takes a place in the queue of those whose passwords are checked, of which whoever guesses must not have all.
+func (p *Pushers) enter(from string) (leave func(), err error) {
+	host, _, err := net.SplitHostPort(from)
+	if err != nil {
+		host = from
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.waiting[host] >= maxChecksFrom || len(p.queue) == cap(p.queue) {
+		return nil, errBusy
+	}
+	p.waiting[host]++
+	p.queue <- struct{}{} // there is room, and nobody else fills it
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.waiting[host]--; p.waiting[host] == 0 {
+			delete(p.waiting, host)
+		}
+		<-p.queue
+	}, nil
 }
 
 // has reports whether a name is listed.
@@ -119,14 +150,18 @@ func (p *Pushers) has(name string) bool {
 // token returns one for a name; "" for nobody in particular.
 func (p *Pushers) token(name string, now time.Time) string {
 	text := strconv.FormatInt(now.Add(tokenLife).Unix(), 10) + ":" + name
-	return tokenPrefix + encode([]byte(text)) + "." + encode(p.sum(text))
+	return tokenPrefix + encode([]byte(text)) + "." + encode(p.sum(text, name))
 }
 
 func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
-func (p *Pushers) sum(text string) []byte {
+// sum authenticates the text of a token. It is another one once the password of its holder is.
+func (p *Pushers) sum(text, name string) []byte {
 	h := hmac.New(sha256.New, p.key[:])
 	h.Write([]byte(text))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h.Write(p.users[name])
 	return h.Sum(nil)
 }
 
@@ -136,10 +171,10 @@ func (p *Pushers) holder(token string, now time.Time) (name string, ok bool) {
 	first, second, _ := strings.Cut(rest, ".")
 	text, err := base64.RawURLEncoding.DecodeString(first)
 	sum, sumErr := base64.RawURLEncoding.DecodeString(second)
-	if err != nil || sumErr != nil || !hmac.Equal(sum, p.sum(string(text))) {
+	ends, name, _ := strings.Cut(string(text), ":")
+	if err != nil || sumErr != nil || !hmac.Equal(sum, p.sum(string(text), name)) {
 		return "", false
 	}
-	ends, name, _ := strings.Cut(string(text), ":")
 	at, err := strconv.ParseInt(ends, 10, 64)
 	return name, err == nil && now.Unix() < at && (name == "" || p.has(name))
 }
@@ -160,8 +195,8 @@ func (p *Pushers) who(r *http.Request) (name string, ours bool, err error) {
 	if !ok || !p.has(name) {
 		return "", false, nil
 	}
-	if !p.right(name, password) {
-		return "", true, errPusher
+	if err := p.right(r.RemoteAddr, name, password); err != nil {
+		return "", true, err
 	}
 	return name, true, nil
 }
@@ -202,8 +237,10 @@ func (h *handler) tokens(w *response, r *http.Request) error {
 		return errNoEndpoint
 	}
 	name, password, ok := r.BasicAuth()
-	if ok && !h.Pushers.right(name, password) {
-		return errPusher
+	if ok {
+		if err := h.Pushers.right(r.RemoteAddr, name, password); err != nil {
+			return err
+		}
 	}
 	now := time.Now()
 	token := h.Pushers.token(name, now)
