@@ -23,10 +23,17 @@ more. What is different is said in remarks. With --out, config.yaml and upstream
 		Example: `  pier import-config /etc/ociregistry/config.yaml
   pier import-config --image-path /var/lib/ociregistry --preload-images list.txt --port 8888
   pier import-config config.yaml --out /etc/pier && pier serve --config /etc/pier/config.yaml`,
-		Args: atMostOne("a file"),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 2 {
+				return usageError{fmt.Errorf("unexpected argument %q: want a file", args[2])}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 1 {
-				file = args[0]
+			for _, arg := range args {
+				if arg != "serve" && arg != "load" && arg != "list" { // its commands, as they stand on its command line
+					file = arg
+				}
 			}
 			read, err := readOciregistry(file, o, cmd.Flags())
 			if err != nil {
@@ -63,6 +70,8 @@ more. What is different is said in remarks. With --out, config.yaml and upstream
 	flags.StringVar(&o.OS, "os", "", "as of ociregistry: the system of images that are loaded")
 	flags.StringVar(&o.Arch, "arch", "", "as of ociregistry: the architecture of images that are loaded")
 	flags.Int64Var(&o.PullTimeout, "pull-timeout", 0, "as of ociregistry, in milliseconds")
+	flags.Int("concurrent", 0, "as of ociregistry: means nothing here")
+	flags.StringVar(&o.DefaultNS, "default-ns", "", "as of ociregistry: the registry of names without one")
 	flags.StringVar(&o.ConfigPath, "config-path", "", "as of ociregistry: its list of registries")
 	flags.IntVar(&o.Port, "port", 0, "as of ociregistry: where it listens")
 	flags.StringVar(&o.LogLevel, "log-level", "", "as of ociregistry")
@@ -95,6 +104,7 @@ func readOciregistry(file string, flags config.Ociregistry, given *pflag.FlagSet
 		"load-images":        func() { o.ImageFile = flags.ImageFile },
 		"image-file":         func() { o.ImageFile = flags.ImageFile },
 		"list-cache":         func() { o.List = flags.List },
+		"default-ns":         func() { o.DefaultNS = flags.DefaultNS },
 		"os":                 func() { o.OS = flags.OS },
 		"arch":               func() { o.Arch = flags.Arch },
 		"pull-timeout":       func() { o.PullTimeout = flags.PullTimeout },
@@ -123,6 +133,9 @@ func writeImported(dir string, imported config.Imported) error {
 			continue
 		}
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("%w: move it away, or write to another directory", err)
+		}
 		if err != nil {
 			return err
 		}

@@ -55,7 +55,7 @@ func (k *keeper) open(create bool) error {
 		return fmt.Errorf("there is no cache in %s: say where it is by --cache-dir or %s", dir, cacheVariable)
 	}
 	for end := time.Now().Add(lockedFor); ; time.Sleep(100 * time.Millisecond) {
-		k.cache, err = cache.Open(cache.Config{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+		k.cache, err = cache.Open(cache.Config{Dir: dir, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))})
 		if !errors.Is(err, cache.ErrLocked) {
 			return err
 		}

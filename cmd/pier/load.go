@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"pier/internal/chain"
+	"pier/internal/config"
 	"pier/internal/load"
 	"pier/internal/oci"
 	"pier/internal/snapshot"
@@ -35,7 +38,7 @@ An argument is a file if it begins with /, ./ or ../, or ends as archives do (.t
 	l.keeper.register(cmd)
 	l.registries.register(cmd)
 	flags := cmd.Flags()
-	flags.StringArrayVarP(&l.files, "file", "f", nil, "`LIST` of images and archives, one a line (repeatable)")
+	flags.StringArrayVarP(&l.files, "file", "f", nil, "`LIST` of images and archives, one a line, - for standard input (repeatable)")
 	flags.StringSliceVar(&l.options.Platforms, "platform", nil, "only what is for this `OS/ARCHITECTURE` (repeatable; default all)")
 	flags.BoolVar(&l.options.Referrers, "referrers", false, "signatures and what else refers to an image, too")
 	flags.StringVar(&l.as, "as", "", "`REFERENCE` that the image of an archive is called, if it has no name")
@@ -73,7 +76,7 @@ type loaded struct {
 }
 
 func (l *loader) run(cmd *cobra.Command, args []string) error {
-	items, err := l.items(args)
+	items, err := l.items(cmd.InOrStdin(), args)
 	if err != nil {
 		return err
 	}
@@ -102,16 +105,25 @@ func (l *loader) run(cmd *cobra.Command, args []string) error {
 		l.item(cmd.Context(), item)
 	}
 	stop()
-	if err := errors.Join(context.Cause(cmd.Context()), l.keeper.close()); err != nil {
+	if err := l.keeper.close(); err != nil {
 		return err
 	}
-	return l.report(cmd, time.Since(begun))
+	err = l.report(cmd, time.Since(begun))
+	if cause := context.Cause(cmd.Context()); cause != nil {
+		err = fmt.Errorf("%w: %d of %d were begun; what is here is not fetched again", cause, len(l.results), len(items))
+	}
+	return err
 }
 
 // items returns what is to be loaded.
-func (l *loader) items(args []string) (items []load.Item, err error) {
+func (l *loader) items(stdin io.Reader, args []string) (items []load.Item, err error) {
 	for _, name := range l.files {
-		list, err := load.ReadList(name, oci.DockerHub)
+		var list []load.Item
+		if name == "-" {
+			list, err = load.ParseList(stdin, "standard input", oci.DockerHub)
+		} else {
+			list, err = load.ReadList(name, oci.DockerHub)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -124,6 +136,9 @@ func (l *loader) items(args []string) (items []load.Item, err error) {
 		if l.unnamed, err = oci.ParseReference(l.as, oci.DockerHub); err != nil {
 			return nil, usageError{fmt.Errorf("--as: %w", err)}
 		}
+	}
+	if err := config.CheckPlatforms(l.options.Platforms); err != nil {
+		return nil, usageError{fmt.Errorf("--platform: %w", err)}
 	}
 	if len(items) == 0 && len(l.files) == 0 {
 		return nil, usageError{errors.New("nothing to load: give references or archives, or a list of them by --file")}
@@ -142,7 +157,7 @@ func (l *loader) item(ctx context.Context, item load.Item) {
 		err = l.image(ctx, item)
 	}
 	if err != nil {
-		l.results = append(l.results, loaded{Image: item.Text, From: item.From, Error: err.Error()})
+		l.results = append(l.results, loaded{Image: item.Text, From: item.From, Error: strings.TrimPrefix(err.Error(), item.Text+": ")})
 	}
 }
 

@@ -20,7 +20,8 @@ func pruneCommand() *cobra.Command {
 		Use:   "prune [PATTERN...]",
 		Short: "Remove images from a cache",
 		Long: `Remove images from a cache, whether a node runs on it or not. An image goes if all that is said lets it go; what another image needs
-stays. Patterns are those of 'pier list'. What was pushed is nowhere else, and goes only by its whole name, as 'pier list --json' writes it.`,
+stays. Patterns are those of 'pier list'. What was pushed, or came from an archive, is nowhere else, and goes only by its name, as 'pier list'
+writes it. With --all, --older-than or --unused-for, and no pattern, the files of interrupted transfers go, too.`,
 		Example: `  pier prune --unused-for 30d --dry-run              # what would go?
   pier prune --max-bytes 50GB                        # the least recently used, until 50 GB are left
   pier prune --keep-last 3 'registry.example.com/*'  # of each repository there, but the last three tags
@@ -65,7 +66,7 @@ stays. Patterns are those of 'pier list'. What was pushed is nowhere else, and g
 	flags.StringVar(&unused, "unused-for", "", "images that were last used longer ago, for example 12h or 30d")
 	flags.IntVar(&p.KeepLast, "keep-last", 0, "all but the so many tags of each repository that came last")
 	flags.StringVar(&most, "max-bytes", "", "the least recently used, until this `SIZE` is left, for example 50GB")
-	flags.BoolVar(&all, "all", false, "all but what was pushed")
+	flags.BoolVar(&all, "all", false, "all but what was pushed or came from an archive")
 	flags.BoolVar(&p.DryRun, "dry-run", false, "only say what would go")
 	flags.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
@@ -87,8 +88,11 @@ func printPruned(cmd *cobra.Command, done cache.Pruned, asJSON bool) error {
 	if done.DryRun {
 		verb = "would be removed"
 	}
-	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s %s, %s freed, %s left\n", counted(len(done.Images), "image"), verb, sizeText(done.Bytes), sizeText(done.Left))
-	return err
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s %s, %s freed, %s left\n", counted(len(done.Images), "image"), verb, sizeText(done.Bytes), sizeText(done.Left))
+	if done.Stay > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s that were pushed or came from an archive stay: to remove one, give its name, as pier list writes it\n", counted(done.Stay, "image"))
+	}
+	return nil
 }
 
 // counted says how many of something there are.

@@ -138,9 +138,10 @@ type Prune struct {
 
 // Pruned says what went.
 type Pruned struct {
-	Images []Image `json:"images"` // Names are those that went
-	Bytes  int64   `json:"bytes"`  // freed
-	Left   int64   `json:"left"`   // bytes that are still here
+	Images []Image `json:"images"`         // Names are those that went
+	Bytes  int64   `json:"bytes"`          // freed
+	Left   int64   `json:"left"`           // bytes that are still here
+	Stay   int     `json:"stay,omitempty"` // images that would have gone, but were pushed or came from an archive, and were not named
 	DryRun bool    `json:"dryRun,omitempty"`
 }
 
@@ -167,19 +168,22 @@ func (k *Cache) Prune(_ context.Context, p Prune) (Pruned, error) {
 	}
 	k.bytes.Store(total) // whatever happened to the directory meanwhile, this is what is there
 	k.blobs.Store(int64(len(v.items)))
-	return k.remove(v, p.choose(k.describe(v), time.Now()), p.MaxBytes, p.DryRun)
+	list, stay := p.choose(k.describe(v), time.Now())
+	done, err := k.remove(v, list, p.MaxBytes, p.DryRun)
+	done.Stay = stay
+	return done, err
 }
 
-// choose returns what may go, with the names that go, the least recently used first.
-func (p *Prune) choose(images []described, now time.Time) []described {
+// choose returns what may go, with the names that go, the least recently used first, and how many images stay that are nowhere else.
+func (p *Prune) choose(images []described, now time.Time) (list []described, stay int) {
 	stays := p.lasting(images)
-	var list []described
 	for _, img := range images {
-		names := matching(p.Patterns, img.Names)
-		names = slices.DeleteFunc(names, func(name string) bool {
-			return stays[name] || img.precious[name] && !slices.Contains(p.Patterns, name)
-		})
+		names := slices.DeleteFunc(matching(p.Patterns, img.Names), func(name string) bool { return stays[name] })
+		all := len(names)
+		names = slices.DeleteFunc(names, func(name string) bool { return img.precious[name] && !p.says(name) })
 		switch {
+		case len(names) == 0 && all > 0:
+			stay++
 		case len(names) == 0 && (len(img.Names) > 0 || len(p.Patterns) > 0 || p.KeepLast > 0):
 		case p.OlderThan > 0 && now.Sub(img.Kept) < p.OlderThan, p.UnusedFor > 0 && now.Sub(img.Used) < p.UnusedFor:
 		case p.MaxBytes > 0 && len(names) < len(img.Names): // nothing would be freed
@@ -192,7 +196,14 @@ func (p *Prune) choose(images []described, now time.Time) []described {
 		a, b := &list[i], &list[j]
 		return a.Used.Before(b.Used) || a.Used.Equal(b.Used) && a.Digest < b.Digest
 	})
-	return list
+	return list, stay
+}
+
+// says reports whether one of the patterns is a name, in full or as people write it.
+func (p *Prune) says(name string) bool {
+	return slices.ContainsFunc(p.Patterns, func(pattern string) bool {
+		return pattern == name || oci.DockerHub+"/"+pattern == name || oci.DockerHub+"/library/"+pattern == name
+	})
 }
 
 // lasting returns the names that stay because they are the last of their repository.

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -120,11 +121,35 @@ func (r *reading) manifest(ctx context.Context, desc v1.Descriptor, depth int) (
 		}
 	}
 	if len(info.Manifests) == 0 && depth == 0 {
+		if err := r.fits(ctx, info); err != nil {
+			return 0, err
+		}
 		chosen++ // there is no choice
 	}
 	desc = v1.Descriptor{MediaType: info.MediaType, Digest: desc.Digest, Size: int64(len(text))}
 	r.Manifests = append(r.Manifests, Manifest{desc, text})
 	return chosen, r.referrers(ctx, desc.Digest, depth)
+}
+
+// fits returns an error if an image that is no index is for another platform than those asked for. What has no platform, such as a chart, is for any.
+func (r *reading) fits(ctx context.Context, info oci.ManifestInfo) error {
+	if len(r.opt.Platforms) == 0 || len(info.Blobs) == 0 || info.Blobs[0].Size > oci.MaxManifest {
+		return nil
+	}
+	rc, _, err := r.src.Open(ctx, r.named(oci.Blob, info.Blobs[0].Digest), 0, -1)
+	if err != nil {
+		return err
+	}
+	defer rc.Close()
+	text, err := io.ReadAll(io.LimitReader(rc, oci.MaxManifest))
+	if err != nil {
+		return err
+	}
+	var p v1.Platform
+	if json.Unmarshal(text, &p) != nil || p.OS == "" || p.Architecture == "" || r.opt.wants(&p) {
+		return nil
+	}
+	return fmt.Errorf("%s: it is for %s/%s, not for %s", r.ref, p.OS, p.Architecture, strings.Join(r.opt.Platforms, ", "))
 }
 
 // wants reports whether a platform was asked for.

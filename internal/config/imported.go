@@ -30,6 +30,7 @@ type Ociregistry struct {
 	HelloWorld       bool              `yaml:"helloWorld"`
 	Health           int               `yaml:"health"` // port
 	ConfigPath       string            `yaml:"configPath"`
+	DefaultNS        string            `yaml:"defaultNs"`
 	Registries       []ociregistryHost `yaml:"registries"`
 	Prune            struct {
 		Enabled   bool   `yaml:"enabled"`
@@ -40,6 +41,7 @@ type Ociregistry struct {
 		Count     int    `yaml:"count"`
 		Expr      string `yaml:"expr"`
 		DryRun    bool   `yaml:"dryRun"`
+		Dryrun    bool   `yaml:"dryrun"` // as its source has it
 	} `yaml:"pruneConfig"`
 	ServerTLS struct {
 		Cert       string `yaml:"cert"`
@@ -49,6 +51,8 @@ type Ociregistry struct {
 	} `yaml:"serverTlsConfig"`
 
 	Load, List bool // its flags --load-images and --list-cache, which were commands
+
+	unknown []string // keys that mean nothing here, with their lines
 }
 
 // ociregistryHost is one of its registries.
@@ -74,8 +78,8 @@ type ociregistryHost struct {
 // maxImported is the size of the largest configuration that is read, in bytes.
 const maxImported = 1 << 20
 
-// Read reads a file of ociregistry: its configuration, or the list of registries alone that its flag --config-path named. Keys that it does not
-// have are an error.
+// Read reads a file of ociregistry: its configuration, or the list of registries alone that its flag --config-path named. Of keys that are not
+// known here, a remark will say so.
 func (o *Ociregistry) Read(r io.Reader) error {
 	text, err := io.ReadAll(io.LimitReader(r, maxImported+1))
 	if err != nil {
@@ -91,8 +95,27 @@ func (o *Ociregistry) Read(r io.Reader) error {
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	dec.KnownFields(true)
-	if err := dec.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+	var unknown *yaml.TypeError
+	err = dec.Decode(into)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if !errors.As(err, &unknown) {
 		return err
+	}
+	var other []string // but fields: text where a number is wanted
+	for _, e := range unknown.Errors {
+		if strings.Contains(e, " not found in type ") {
+			o.unknown = append(o.unknown, strings.SplitN(e, " not found in type ", 2)[0])
+		} else {
+			other = append(other, e)
+		}
+	}
+	switch {
+	case len(other) > 0:
+		return errors.New(strings.Join(other, "; "))
+	case len(first.Content) == 1 && first.Content[0].Kind == yaml.MappingNode && 2*len(unknown.Errors) >= len(first.Content[0].Content):
+		return errors.New("nothing in it is known: " + strings.Join(o.unknown, "; "))
 	}
 	return nil
 }
@@ -114,26 +137,40 @@ func (o *Ociregistry) Pier(upstreams string) (Imported, error) {
 	for _, door := range []string{"store", "peer-listen", "gossip-listen", "proxy-listen"} {
 		w.set(door, "none")
 	}
-	o.serving(&w)
+	if o.DefaultNS != "" {
+		w.set("default-registry", o.DefaultNS)
+	}
+	if err := o.serving(&w); err != nil {
+		return Imported{}, err
+	}
 	o.loading(&w)
 	var out Imported
 	if len(o.Registries) > 0 {
 		w.remark("ociregistry verifies no certificate of a registry without tls settings; Pier does. Where one cannot be verified, give its ca there.")
 		w.set("upstreams", upstreams)
 		var err error
-		if out.Upstreams, err = o.upstreams(); err != nil {
+		if out.Upstreams, err = o.upstreams(&w); err != nil {
 			return out, err
 		}
 	}
-	if o.Prune.Enabled {
+	switch {
+	case o.Prune.Enabled && o.Prune.Type == "pattern":
+		w.remark("Images of a pattern are removed by a command, which knows * and ? and no regular expressions: pier prune PATTERN. It was: " + o.Prune.Expr)
+	case o.Prune.Enabled:
 		w.remark("Old images are removed by a timer, also while the node serves (every " + cmp.Or(o.Prune.Frequency, o.Prune.Freq, "1d") + "): " + o.prune())
+	}
+	if o.Prune.Enabled && o.Prune.Count > 0 {
+		w.remark(fmt.Sprintf("pruneConfig.count %d, images at once, means nothing here: all that is old enough goes.", o.Prune.Count))
+	}
+	for _, key := range o.unknown {
+		w.remark("Not known here, and left out: " + key)
 	}
 	out.Config = w.Bytes()
 	return out, nil
 }
 
 // serving writes what concerns clients.
-func (o *Ociregistry) serving(w *settings) {
+func (o *Ociregistry) serving(w *settings) error {
 	w.set("metrics-listen", "none")
 	if o.Health > 0 {
 		w.drop("metrics-listen")
@@ -147,8 +184,7 @@ func (o *Ociregistry) serving(w *settings) {
 		case o.ServerTLS.ClientAuth == "verify" && o.ServerTLS.CA != "":
 			w.set("tls-client-ca", o.ServerTLS.CA)
 		case o.ServerTLS.ClientAuth == "verify":
-			w.remark("ociregistry took certificates of any authority that the system trusts; name the one that yours are of:")
-			w.remark("tls-client-ca: /path/ca.pem")
+			return errors.New("serverTlsConfig: clientAuth verify without ca takes certificates of any authority that the system trusts, which Pier does not do: give the ca that those of your clients are of")
 		}
 	}
 	if level := strings.ToLower(o.LogLevel); level != "" {
@@ -166,6 +202,7 @@ func (o *Ociregistry) serving(w *settings) {
 	if o.List {
 		w.remark("The flag --list-cache is a command: pier list")
 	}
+	return nil
 }
 
 // loading writes what concerns registries.
@@ -195,19 +232,19 @@ func (o *Ociregistry) prune() string {
 		text = "pier prune --older-than "
 	}
 	text += cmp.Or(o.Prune.Duration, "30d")
-	if o.Prune.DryRun {
+	if o.Prune.DryRun || o.Prune.Dryrun {
 		text += " --dry-run"
 	}
 	return text
 }
 
 // upstreams returns the list of registries.
-func (o *Ociregistry) upstreams() ([]byte, error) {
+func (o *Ociregistry) upstreams(w *settings) ([]byte, error) {
 	var list yaml.Node
 	list.Kind = yaml.SequenceNode
 	for _, h := range o.Registries {
 		if h.Auth.Provider != "" {
-			return nil, fmt.Errorf("registry %.80s: credentials of the provider %.40q are had by a credential helper: log in with docker login, whose configuration Pier reads", h.Name, h.Auth.Provider)
+			w.remark(fmt.Sprintf("Credentials of the provider %.40q for %.80s are had by a credential helper: log in with docker login, whose configuration Pier reads.", h.Auth.Provider, h.Name))
 		}
 		entry := &yaml.Node{Kind: yaml.MappingNode}
 		put(entry, "name", h.Name)

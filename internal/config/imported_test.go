@@ -11,7 +11,7 @@ import (
 
 func TestOciregistryFaults(t *testing.T) {
 	for name, text := range map[string]string{
-		"a key that it does not have": "imagePath: /x\ncolour: red\n", "no mapping": "[1, 2]", "a wrong type": "port: many", "no YAML": "a: [", "too much": strings.Repeat("#", 1<<20) + "\nx: y",
+		"nothing that it has": "color: red\ncolour: red\n", "no mapping": "[1, 2]", "a wrong type": "port: many", "no YAML": "a: [", "too much": strings.Repeat("#", 1<<20) + "\nx: y",
 	} {
 		var o config.Ociregistry
 		if err := o.Read(strings.NewReader(text)); err == nil {
@@ -19,11 +19,32 @@ func TestOciregistryFaults(t *testing.T) {
 		}
 	}
 	var o config.Ociregistry
-	if err := o.Read(strings.NewReader("registries:\n- name: x.amazonaws.com\n  auth: {provider: ecr}\n")); err != nil {
+	if err := o.Read(strings.NewReader("serverTlsConfig: {cert: c, key: k, clientAuth: verify}\n")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := o.Pier("u.yaml"); err == nil || !strings.Contains(err.Error(), "credential helper") {
-		t.Errorf("a provider of credentials: %v", err)
+	if _, err := o.Pier("u.yaml"); err == nil || !strings.Contains(err.Error(), "give the ca") {
+		t.Errorf("clients whose authority is not said: %v", err)
+	}
+}
+
+// What means nothing here is said in remarks, and keeps nothing else from being taken.
+func TestOciregistryRemarks(t *testing.T) {
+	var o config.Ociregistry
+	if err := o.Read(strings.NewReader("imagePath: /x\ncolour: red\ndefaultNs: quay.io\nregistries:\n- name: x.amazonaws.com\n  auth: {provider: ecr}\n" +
+		"pruneConfig: {enabled: true, type: pattern, expr: '.*test.*', count: 5, dryrun: true}\n")); err != nil {
+		t.Fatal(err)
+	}
+	made, err := o.Pier("u.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"# Not known here, and left out: line 2: field colour", "default-registry: quay.io", "credential helper", "It was: .*test.*", "# pruneConfig.count 5"} {
+		if !strings.Contains(string(made.Config), want) {
+			t.Errorf("there is no %q in\n%s", want, made.Config)
+		}
+	}
+	if !strings.Contains(string(made.Upstreams), "x.amazonaws.com") || strings.Contains(string(made.Config), "--unused-for") {
+		t.Errorf("made of it:\n%s%s", made.Config, made.Upstreams)
 	}
 }
 

@@ -30,10 +30,8 @@ func (c *Config) validate(f *faults) {
 	if len(c.PreloadPlatforms) > 0 && len(c.Preload) == 0 {
 		f.add([]string{"preload-platform", "preload"}, "preload-platform chooses nothing without preload: give that too")
 	}
-	for _, p := range c.PreloadPlatforms {
-		if parts := strings.Split(p, "/"); len(parts) < 2 || len(parts) > 3 || slices.Contains(parts, "") {
-			f.add([]string{"preload-platform"}, "preload-platform: %.80q is no platform: write one such as linux/amd64 or linux/arm/v7", p)
-		}
+	if err := CheckPlatforms(c.PreloadPlatforms); err != nil {
+		f.add([]string{"preload-platform"}, "preload-platform: %v", err)
 	}
 	if c.Refresh != 0 && c.Refresh < time.Minute {
 		f.add([]string{"refresh"}, "refresh: %s: write a duration of a minute at least, or 0s for never", c.Refresh)
@@ -227,4 +225,15 @@ func readable(f *faults, name, path string) {
 	if err != nil {
 		f.add([]string{name}, "%s: %w: correct the path, or let this user read it", name, err)
 	}
+}
+
+// CheckPlatforms returns an error that names what is no platform of a list.
+func CheckPlatforms(list []string) error {
+	for _, p := range list {
+		parts := strings.Split(p, "/")
+		if len(parts) < 2 || len(parts) > 3 || slices.Contains(parts, "") {
+			return fmt.Errorf("%.80q is no platform: write one such as linux/amd64 or linux/arm/v7", p)
+		}
+	}
+	return nil
 }
