@@ -37,10 +37,11 @@ type soak struct {
 	mu     sync.RWMutex // held for writing while the node is not there
 	images []*image
 
-	pulls, failed, left, ranges, pushes, prunes, lists atomic.Int64
-	bytes                                              atomic.Int64
-	faults                                             map[string]int
-	peak                                               int64 // bytes resident
+	pulls, failed, left, ranges, pushes, pushed, prunes, lists atomic.Int64
+	bytes                                                      atomic.Int64
+	faults                                                     map[string]int
+	peak                                                       int64 // bytes resident
+	leftovers                                                  int
 }
 
 const (
@@ -185,21 +186,43 @@ func (s *soak) get(ctx context.Context, door *client, path string, want []byte, 
 	return true
 }
 
-// push pushes an image and pulls it back.
+// push pushes an image, pulls it back, and removes it. What was answered 201 must be there, but for what a disk lost meanwhile.
 func (s *soak) push(ctx context.Context, random *rand.Rand) {
 	s.pushes.Add(1)
-	i := s.images[random.IntN(len(s.images))]
-	b := i.blobs[random.IntN(len(i.blobs))]
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.p.node+"/v2/pushed/blobs/uploads/?ns=registry.test&digest="+b.Digest.String(), bytes.NewReader(b.data))
-	if err != nil {
+	n := random.IntN(len(s.images))
+	i, tag := s.images[n], "v"+strconv.Itoa(n)
+	send := func(method, what, contentType string, data []byte) bool {
+		req, err := http.NewRequestWithContext(ctx, method, s.p.node+"/v2/pushed/"+what, bytes.NewReader(data))
+		if err != nil {
+			return false
+		}
+		req.Header.Set("X-Registry", "site.test")
+		req.Header.Set("Content-Type", contentType)
+		req.SetBasicAuth("ada", "engine")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusCreated
+	}
+	for _, b := range i.blobs {
+		if !send(http.MethodPost, "blobs/uploads/?digest="+b.Digest.String(), "application/octet-stream", b.data) {
+			return
+		}
+	}
+	root := i.root()
+	if !send(http.MethodPut, "manifests/"+tag, root.MediaType, root.data) {
 		return
 	}
-	req.SetBasicAuth("ada", "engine")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return
+	s.pushed.Add(1)
+	door := newClient(s.p.node, "site.test")
+	defer door.http.CloseIdleConnections()
+	s.get(ctx, door, "pushed/manifests/"+tag, root.data)
+	for _, b := range i.blobs {
+		s.get(ctx, door, "pushed/blobs/"+b.Digest.String(), b.data)
 	}
-	resp.Body.Close()
+	_ = exec.CommandContext(ctx, pierBinary, "prune", "--cache-dir", s.dir, "site.test/pushed:"+tag).Run() // it may not run
 }
 
 // trouble makes trouble until ctx ends.
@@ -350,14 +373,14 @@ func (s *soak) settle(before state) {
 	checkDigests(t, s.dir)
 	parts, err := filepath.Glob(filepath.Join(s.dir, "pier/partial/*"))
 	must(t, err)
-	parts = slices.DeleteFunc(parts, func(name string) bool { // those of kills may be gone on with for a day
-		base := filepath.Base(name)
-		return strings.HasPrefix(base, "upload-") || strings.HasPrefix(base, "sha256-")
-	})
 	temporary, err := filepath.Glob(filepath.Join(s.dir, ".new-*"))
 	must(t, err)
-	if left := append(parts, temporary...); len(left) > s.faults["kill"] {
-		t.Errorf("temporary files are left: %q", left)
+	if s.leftovers = len(parts) + len(temporary); s.leftovers > s.faults["kill"] { // a kill may leave what can be gone on with, for a day
+		t.Errorf("temporary files are left: %q", append(parts, temporary...))
+	}
+	run(t, pierBinary, "prune", "--cache-dir", s.dir, "--all")
+	if parts, err = filepath.Glob(filepath.Join(s.dir, "pier/partial/*")); err != nil || len(parts) > 0 {
+		t.Errorf("after all was removed there are %q, %v", parts, err)
 	}
 	t.Logf("before: %+v, after: %+v", before, after)
 }
@@ -374,7 +397,8 @@ func (s *soak) report(length, settled time.Duration) {
 	row("pulls of images, and of manifests by tag", s.pulls.Load())
 	row("of them not to the end, while there was trouble", s.failed.Load())
 	row("ranges, clients that left in the middle", fmt.Sprintf("%d, %d", s.ranges.Load(), s.left.Load()))
-	row("pushes, lists, prunes", fmt.Sprintf("%d, %d, %d", s.pushes.Load(), s.lists.Load(), s.prunes.Load()))
+	row("pushes, of them whole and pulled back, lists, prunes", fmt.Sprintf("%d, %d, %d, %d", s.pushes.Load(), s.pushed.Load(), s.lists.Load(), s.prunes.Load()))
+	row("files of interrupted transfers and uploads at the end", s.leftovers)
 	row("bytes that clients compared", s.bytes.Load())
 	row("bytes that were wrong", 0)
 	row("resident memory, at most", fmt.Sprintf("%.1f MB", float64(s.peak)/1e6))
