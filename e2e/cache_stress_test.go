@@ -14,6 +14,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -103,12 +104,12 @@ func TestByteFlippedWhileTheNodeWasDown(t *testing.T) {
 // What changed while nobody asked is found by the scrub, dropped, and fetched again.
 func TestByteFlippedIsFoundByTheScrub(t *testing.T) {
 	t.Parallel()
-	s := startStocked(t)
+	s := startStocked(t, "--scrub-rate", "500kB/s")
 	s.terminate(t, 10*time.Second)
-	layer := s.image.layer(0)
-	flip(t, blobFile(s.dir, layer), 2<<20)
 	s.start(t)
-	eventually(t, soon, func() error {
+	layer := s.image.layer(0)
+	flip(t, blobFile(s.dir, layer), 3<<20-1000) // the scrub is there six seconds after the start at the earliest
+	eventually(t, 30*time.Second, func() error {
 		if _, err := os.Stat(blobFile(s.dir, layer)); !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("it is still there: %w", err)
 		}
@@ -365,8 +366,9 @@ func TestAirGappedHandOver(t *testing.T) {
 func TestSIGTERMInPushesAndLoads(t *testing.T) {
 	t.Parallel()
 	registry := startRegistry(t, registryConfig{})
-	want := newImage(t, 8<<20)
+	want, other := newImage(t, 8<<20), newImage(t, 8<<20)
 	registry.put(t, "app", "v1", want)
+	registry.put(t, "app", "v2", other)
 	front := startFront(t, registry.addr, 200<<10)
 	dir := t.TempDir()
 	p := startPier(t, pierConfig{upstreams: namedUpstream("registry.test", front.Host()), args: []string{
@@ -384,10 +386,33 @@ func TestSIGTERMInPushesAndLoads(t *testing.T) {
 		}
 		sent <- err
 	}()
-	time.Sleep(time.Second)
+	eventually(t, soon, func() error {
+		files, err := filepath.Glob(filepath.Join(dir, "pier", "partial", "*"))
+		if err == nil && len(files) < 2 {
+			err = fmt.Errorf("the push and the preload are not under way: %q", files)
+		}
+		return err
+	})
+	load := exec.Command(pierBinary, "load", "--cache-dir", dir, "registry.test/app:v2")
+	loading := startProcess(t, "pier load", load)
+	eventually(t, soon, func() error {
+		if len(asked(front, http.MethodGet, other.layer(0).Digest.String())) == 0 {
+			return errors.New("what pier load wants is not under way")
+		}
+		return nil
+	})
 	p.terminate(t, 10*time.Second)
 	if err := <-sent; err == nil {
-		t.Log("the push was over before the stop")
+		t.Error("the push was over before the stop")
+	}
+	eventually(t, soon, func() error {
+		if !loading.ended() {
+			return errors.New("pier load does not end")
+		}
+		return nil
+	})
+	if loading.cmd.ProcessState.Success() {
+		t.Error("pier load says that all is well")
 	}
 	p.start(t)
 	front.LimitRate(0, 0)
@@ -424,8 +449,9 @@ func TestTwoHundredKillsLeaveTheCacheSound(t *testing.T) {
 	front := startFront(t, registry.addr, 32<<20)
 	dir := t.TempDir()
 	p := startPier(t, pierConfig{upstreams: namedUpstream("registry.test", front.Host()), unready: true, args: []string{"--cache-dir", dir, "--cache-max-bytes", "6MB"}})
-	random := rand.New(newRandom(t))
+	random, busy := rand.New(newRandom(t)), 0
 	for round := range kills {
+		front.Reset()
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		for n, i := range images {
@@ -440,11 +466,17 @@ func TestTwoHundredKillsLeaveTheCacheSound(t *testing.T) {
 		p.kill()
 		cancel()
 		wg.Wait()
+		if len(front.Requests()) > 0 {
+			busy++
+		}
 		checkDigests(t, dir)
 		if t.Failed() {
 			t.Fatalf("after %d kills", round+1)
 		}
 		p.start(t)
+	}
+	if busy < kills/2 {
+		t.Errorf("content was on its way at %d kills alone", busy)
 	}
 	p.awaitReady(t)
 	for n, i := range images {
@@ -465,5 +497,59 @@ func checkDigests(t *testing.T, dir string) {
 		if got := newBlob("", content).Digest.Encoded(); got != filepath.Base(name) {
 			t.Errorf("%s has content of digest %s", name, got)
 		}
+	}
+}
+
+// A load brings the platforms that were chosen, and what refers to them, whether a node runs or not; what crossed the link once is counted as saved
+// when it is pulled.
+func TestLoadChoosesPlatformsAndReferrers(t *testing.T) {
+	t.Parallel()
+	source := startReferrersRegistry(t)
+	index, single := newIndex(t, 50<<10, amd64, arm64), newImage(t, 1000)
+	signature := newArtifact(t, "application/vnd.example.signature", index.root())
+	for tag, i := range map[string]*image{"v1": index, "single": single, "": signature} {
+		pushImage(t, "http://"+source, "team/app", tag, i)
+	}
+	for _, runs := range []bool{false, true} {
+		t.Run(fmt.Sprintf("node %v", runs), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			cfg := pierConfig{upstreams: plainUpstream(source), args: []string{"--cache-dir", dir}}
+			var p *pier
+			upstreams := filepath.Join(t.TempDir(), "upstreams.yaml")
+			writeFile(t, upstreams, plainUpstream(source))
+			args := []string{"load", "--cache-dir", dir, "--upstreams", upstreams, "--platform", "linux/arm64"}
+			if runs {
+				p = startPier(t, cfg)
+			}
+			run(t, pierBinary, append(args, "--referrers", source+"/team/app:v1")...)
+			for n, b := range index.blobs { // config and layer of amd64, then of arm64
+				if got := kept(dir, b); got != (n >= 2) {
+					t.Errorf("blob %d is kept: %v", n, got)
+				}
+			}
+			awaitKept(t, dir, signature)
+			if _, err := tryRun(t, nil, pierBinary, append(args, source+"/team/app:single")...); err == nil || !strings.Contains(err.Error(), "linux/amd64, not for linux/arm64") {
+				t.Errorf("an image of another platform: %v", err)
+			}
+			if _, err := tryRun(t, nil, pierBinary, "load", "--cache-dir", dir, "--platform", "arm64", source+"/team/app:v1"); err == nil || !strings.Contains(err.Error(), "no platform") {
+				t.Errorf("a platform that is none: %v", err)
+			}
+			if !runs {
+				return
+			}
+			door := newClient(p.node, source)
+			for range 3 {
+				for _, b := range index.blobs[2:] {
+					if a := door.get(t, "team/app/blobs/"+b.Digest.String()); a.matches(b) != nil {
+						t.Error(a.matches(b))
+					}
+				}
+			}
+			// The load brought it once, with a little more; it was served three times.
+			if got, size := p.metric(t, "pier_saved_bytes"), float64(index.blobs[2].Size+index.blobs[3].Size); got < 1.8*size || got > 2*size {
+				t.Errorf("saved are %v bytes, of %v that were served three times", got, size)
+			}
+		})
 	}
 }

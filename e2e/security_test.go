@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -124,7 +125,8 @@ func TestBadInputIsAnsweredWithTheErrorOfTheSpecification(t *testing.T) {
 	registry := startRegistry(t, registryConfig{})
 	i := newImage(t, 5000)
 	registry.put(t, "app", "v1", i)
-	p := startPier(t, pierConfig{upstreams: plainUpstream(registry.addr)})
+	dir := t.TempDir()
+	p := startPier(t, pierConfig{upstreams: plainUpstream(registry.addr), args: []string{"--cache-dir", dir}})
 	door := newClient(p.node, registry.addr)
 	layer := "app/blobs/" + i.layer(0).Digest.String()
 	for _, c := range []struct {
@@ -153,12 +155,18 @@ func TestBadInputIsAnsweredWithTheErrorOfTheSpecification(t *testing.T) {
 			t.Errorf("%s: want code %s: %s", c.path, c.code, a.body)
 		}
 	}
+	for _, accept := range []string{"/", "text/;", "application/json;q", strings.Repeat("a/b,", 100)} {
+		door.get(t, "app/manifests/v1", "Accept", accept).wantStatus(t, "Accept "+accept[:min(len(accept), 20)], http.StatusBadRequest, http.StatusRequestHeaderFieldsTooLarge)
+	}
+	if files, err := filepath.Glob(filepath.Join(dir, "blobs", "*", "*")); err != nil || len(files) > 0 {
+		t.Errorf("kept of all that are %q, %v", files, err)
+	}
 	door.get(t, layer, "Range", "bytes=99999999-").wantStatus(t, "range past the end", http.StatusRequestedRangeNotSatisfiable)
 	door.get(t, layer, "Range", "bytes=abc").wantStatus(t, "range that is none", http.StatusOK, http.StatusRequestedRangeNotSatisfiable)
 	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch} {
 		a, err := door.do(t.Context(), method, "app/manifests/v1")
-		if err != nil || a.status != http.StatusMethodNotAllowed {
-			t.Errorf("%s: status %d, error %v", method, a.status, err)
+		if err != nil || a.status != http.StatusMethodNotAllowed || method != http.MethodDelete && !strings.Contains(string(a.body), "--accept-push") {
+			t.Errorf("%s: status %d, error %v: %s", method, a.status, err, a.body)
 		}
 	}
 	door.mustPull(t, "app", "v1", i)

@@ -47,34 +47,12 @@ func nameOf(ref oci.Reference) string {
 // either costs nothing: the other says what was there.
 func (k *Cache) namesFile() string { return k.path("pier", "names.json") }
 
-// loadIndex reads the names. Where none of the two files can be read, that costs the names, not the content: index.json is put aside.
+// loadIndex reads the names.
 func (k *Cache) loadIndex() error {
 	k.index = make(map[string]entry)
-	path := k.path(v1.ImageIndexFile)
-	names, sum, err := readNames(k.namesFile())
-	if err == nil {
-		if got, err := sumOf(path); err != nil || got != sum {
-			k.dirty = true
-			k.c.Log.Warn("index.json of the cache is not what was written to it, and is written again", "file", path, "err", err)
-			if others, err := readIndex(path); err == nil {
-				names.Manifests = append(names.Manifests, added(names, others)...)
-			}
-		}
-	} else {
-		missing := errors.Is(err, fs.ErrNotExist)
-		if !missing {
-			k.c.Log.Warn("names of images are read from index.json, since the file of their own is damaged", "file", k.namesFile(), "err", err)
-		}
-		k.dirty = true
-		if names, err = readIndex(path); errors.Is(err, fs.ErrNotExist) && missing {
-			return k.writeIndex() // a new cache
-		} else if err != nil {
-			k.c.Log.Error("cache index is damaged and put aside; tags are unknown offline until they are asked for again, and what was pushed has no name", "file", path+".damaged", "err", err)
-			k.stays.Store(math.MaxInt64) // evict nothing, until somebody prunes: what may not go is not known
-			if err = os.Rename(path, path+".damaged"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-		}
+	names, err := k.readNames()
+	if err != nil {
+		return err
 	}
 	for _, d := range names.Manifests {
 		name := d.Annotations[v1.AnnotationRefName]
@@ -88,6 +66,47 @@ func (k *Cache) loadIndex() error {
 		k.index[name] = entry{d.MediaType, d.Digest, d.Size, d.Annotations[sourceAnnotation]}
 	}
 	return k.writeIndex()
+}
+
+// readNames returns what one of the two files has, and what another tool added to index.json.
+func (k *Cache) readNames() (v1.Index, error) {
+	path := k.path(v1.ImageIndexFile)
+	names, sum, err := readSummed(k.namesFile())
+	if err != nil {
+		return k.readOnlyIndex(err)
+	}
+	got, err := sumOf(path)
+	if got == sum {
+		return names, nil
+	}
+	k.dirty = true
+	k.c.Log.Warn("index.json of the cache is not what was written to it, and is written again", "file", path, "err", err)
+	if others, err := readIndex(path); err == nil {
+		names.Manifests = append(names.Manifests, added(names, others)...)
+	}
+	return names, nil
+}
+
+// readOnlyIndex returns what index.json has, where the other file cannot be read. If neither can, that costs the names, not the content:
+// index.json is put aside.
+func (k *Cache) readOnlyIndex(why error) (v1.Index, error) {
+	path := k.path(v1.ImageIndexFile)
+	k.dirty = true
+	isNew := errors.Is(why, fs.ErrNotExist)
+	if !isNew {
+		k.c.Log.Warn("names of images are read from index.json, since the file of their own is damaged", "file", k.namesFile(), "err", why)
+	}
+	names, err := readIndex(path)
+	if err == nil || isNew && errors.Is(err, fs.ErrNotExist) {
+		return names, nil
+	}
+	k.c.Log.Error("cache index is damaged and put aside; tags are unknown offline until they are asked for again, and what was pushed has no name",
+		"file", path+".damaged", "err", err)
+	k.stays.Store(math.MaxInt64) // evict nothing, until somebody prunes: what may not go is not known
+	if err = os.Rename(path, path+".damaged"); errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return v1.Index{}, err
 }
 
 // added returns what another tool added to index.json: names of content that has none.
@@ -116,8 +135,8 @@ func readIndex(path string) (index v1.Index, err error) {
 	return index, err
 }
 
-// readNames reads a file as writeIndex writes it, and returns the sum in it, which is right.
-func readNames(path string) (index v1.Index, sum string, err error) {
+// readSummed reads a file as writeIndex writes it, and returns the sum in it, which is right.
+func readSummed(path string) (index v1.Index, sum string, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return index, "", err

@@ -183,7 +183,9 @@ func TestNamesAreBounded(t *testing.T) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for i := range maxNames + 10 {
-		k.name(fmt.Sprint("registry.test/app:", i), entry{Digest: ocitest.Absent})
+		if err := k.name(fmt.Sprint("registry.test/app:", i), entry{Digest: ocitest.Absent}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if len(k.index) != maxNames {
 		t.Errorf("%d names, want %d", len(k.index), maxNames)
