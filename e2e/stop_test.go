@@ -95,6 +95,16 @@ func TestSIGTERMInTheMiddleOfEverything(t *testing.T) {
 					_, _ = tryRun(t, nil, pierBinary, "prune", "--cache-dir", s.dir, "--all", "--dry-run")
 				}
 			}()
+			time.Sleep(200 * time.Millisecond)
+		}},
+		{"files of other centuries", nil, func(ctx context.Context, t *testing.T, s *stocked) {
+			for n, b := range s.image.blobs {
+				at := time.Date(1970+120*(n%2), 1, 1, 0, 0, 0, 0, time.UTC)
+				must(t, os.Chtimes(blobFile(s.dir, b), at, at))
+			}
+			pullInBackground(ctx, s, "v1", s.image)
+			pullInBackground(ctx, s, "large", large)
+			s.awaitAsked(t, large.layer(0))
 		}},
 		{"a list with bad lines", []string{"--preload", preloadList(t, "registry.test/app:large", "://", "registry.test/none:v1", "a b c", "registry.test/app:V1")},
 			func(_ context.Context, t *testing.T, s *stocked) {
